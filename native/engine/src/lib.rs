@@ -1,0 +1,20 @@
+//! The engine of Nitrox: ops, programs and devices, with no Erlang in it.
+
+pub mod call;
+pub mod cpu;
+pub mod cuda;
+pub mod device;
+pub mod error;
+pub mod infer;
+pub mod op;
+pub mod pool;
+pub mod spec;
+pub mod tensor;
+
+pub use call::{Call, View};
+pub use device::{Device, Explanation, Id, Weight};
+pub use error::{Error, Result};
+pub use infer::infer;
+pub use op::Op;
+pub use spec::{DType, Spec};
+pub use tensor::Tensor;

@@ -1,0 +1,311 @@
+//! The ops: one variant each, with its attributes. What an op reads and writes is in `infer.rs`.
+//!
+//! An optional input keeps its position and is `None` where it was not given, so that an op's
+//! inputs are always found at the same index.
+
+use serde::Deserialize;
+
+use crate::spec::DType;
+
+/// One operation on tensors.
+///
+/// Decoded from Elixir's `{:layer_norm, %{epsilon: 1.0e-5}}` by way of serde.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Op {
+    /// `x {…, in}, w {in, out}, b? {out}, residual? {…, out}` → `{…, out}`
+    Dense(Dense),
+    /// `x {…, D}, gamma {D}, beta {D}, residual? {…, D}` → `y`, and `x + residual` where there is one
+    LayerNorm(Norm),
+    /// `x {…, D}, gamma {D}, residual? {…, D}` → `y`, and `x + residual` where there is one
+    RmsNorm(Norm),
+    /// `x {B, T, I}, c0? {B, H}, h0? {B, H}, wi {I, 4H}, wh {H, 4H}, b? {4H}, mask? {B, T}`
+    /// → `seq {B, T, H}, c {B, H}, h {B, H}`; gates in the order i f g o
+    Lstm(Recurrent),
+    /// `x {B, T, I}, h0? {B, H}, wi {I, 3H}, wh {H, 3H}, b? {4H}, mask? {B, T}`
+    /// → `seq {B, T, H}, h {B, H}`; gates in the order r z n, bias r z n and the recurrent n
+    Gru(Recurrent),
+    /// `table {V, E}, ids {…}` → `{…, E}`; an id out of range gives a row of NaN
+    Embedding(Embedding),
+    /// `x` → `x`'s shape
+    Softmax(Softmax),
+    /// `x` → s32, the axis left out; the first of equals wins, and a NaN beats any number
+    Argmax(Argmax),
+    /// `logits {…, V}, counter s32 {}` → `ids s32 {…}, counter + 1`
+    Sample(Sample),
+    /// `x` → `x`'s shape
+    Unary(Unary),
+    /// `a, b` of one type, broadcast → their type; a comparison gives u8
+    Binary(Binary),
+    /// `predicate u8, a, b`, broadcast → `a`'s type
+    Select(Select),
+    /// `x` → the same shape in another type; float to integer truncates and saturates
+    Cast(Cast),
+    /// `x` → the same elements under another shape; costs nothing
+    Reshape(Reshape),
+    /// `x` → axes in the order given
+    Transpose(Transpose),
+    /// `x` → the shape given, by the rules of binary ops
+    Broadcast(Reshape),
+    /// `x, position? s32 {}` → `lengths`
+    Slice(Slice),
+    /// `x, slice, position? s32 {}` → `x` with `slice` written over it
+    PutSlice(PutSlice),
+    /// any number of tensors of one type that agree on every other axis
+    Concatenate(Concatenate),
+    /// `x` → the axes left out, or kept with length 1
+    Reduce(Reduce),
+}
+
+impl Op {
+    /// The op's name, as Elixir spells it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Op::Dense(_) => "dense",
+            Op::LayerNorm(_) => "layer_norm",
+            Op::RmsNorm(_) => "rms_norm",
+            Op::Lstm(_) => "lstm",
+            Op::Gru(_) => "gru",
+            Op::Embedding(_) => "embedding",
+            Op::Softmax(_) => "softmax",
+            Op::Argmax(_) => "argmax",
+            Op::Sample(_) => "sample",
+            Op::Unary(_) => "unary",
+            Op::Binary(_) => "binary",
+            Op::Select(_) => "select",
+            Op::Cast(_) => "cast",
+            Op::Reshape(_) => "reshape",
+            Op::Transpose(_) => "transpose",
+            Op::Broadcast(_) => "broadcast",
+            Op::Slice(_) => "slice",
+            Op::PutSlice(_) => "put_slice",
+            Op::Concatenate(_) => "concatenate",
+            Op::Reduce(_) => "reduce",
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Activation {
+    None,
+    Relu,
+    Silu,
+    /// By the error function, exact.
+    Gelu,
+    /// By tanh, as GPT-2 has it.
+    GeluTanh,
+    Tanh,
+    Sigmoid,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Dense {
+    /// Applied after the bias and before the residual.
+    pub activation: Activation,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Norm {
+    pub epsilon: f64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recurrent {
+    /// From the last frame to the first; `seq` keeps the order of `x`.
+    pub reverse: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Embedding {}
+
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Softmax {
+    /// Negative counts from the last axis.
+    pub axis: i64,
+    /// The logarithm of the softmax instead.
+    pub log: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Argmax {
+    pub axis: i64,
+    pub keep_axis: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sample {
+    /// 0 takes the most likely.
+    pub temperature: f64,
+    /// Only the `k` most likely.
+    pub top_k: Option<usize>,
+    /// Only the fewest, from the most likely down, whose probabilities sum to at least `p`.
+    pub top_p: Option<f64>,
+    pub seed: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UnaryKind {
+    Negate,
+    Abs,
+    Sign,
+    Exp,
+    Expm1,
+    Log,
+    Log1p,
+    Sqrt,
+    Rsqrt,
+    Reciprocal,
+    Sin,
+    Cos,
+    Tanh,
+    Erf,
+    Floor,
+    Ceil,
+    /// Halves away from zero, as Nx's.
+    Round,
+    Sigmoid,
+    Relu,
+    Silu,
+    Gelu,
+    GeluTanh,
+    Softplus,
+    /// 1 where zero, u8.
+    LogicalNot,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Unary {
+    pub kind: UnaryKind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BinaryKind {
+    Add,
+    Subtract,
+    Multiply,
+    /// Floats only.
+    Divide,
+    /// Integers only, truncating; by zero gives zero.
+    Quotient,
+    /// The sign of the first, as Nx's; an integer by zero gives zero.
+    Remainder,
+    Max,
+    Min,
+    Pow,
+    Equal,
+    NotEqual,
+    Less,
+    LessEqual,
+    Greater,
+    GreaterEqual,
+    LogicalAnd,
+    LogicalOr,
+    LogicalXor,
+}
+
+impl BinaryKind {
+    /// Whether the result is a u8 predicate.
+    pub fn is_predicate(self) -> bool {
+        use BinaryKind::*;
+        matches!(
+            self,
+            Equal
+                | NotEqual
+                | Less
+                | LessEqual
+                | Greater
+                | GreaterEqual
+                | LogicalAnd
+                | LogicalOr
+                | LogicalXor
+        )
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Binary {
+    pub kind: BinaryKind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Select {}
+
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cast {
+    pub r#type: DType,
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reshape {
+    pub shape: Vec<usize>,
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Transpose {
+    pub axes: Vec<usize>,
+}
+
+/// `position`, where given, is added to the start on `axis`. Then a start that would run over the
+/// end is moved back so that the slice fits, as Nx does; with `wrap` the axis is a ring instead.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Slice {
+    pub starts: Vec<i64>,
+    /// The shape of the result.
+    pub lengths: Vec<usize>,
+    pub strides: Vec<usize>,
+    pub axis: i64,
+    pub wrap: bool,
+}
+
+/// The start on `axis` is found as in [`Slice`].
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PutSlice {
+    pub starts: Vec<i64>,
+    pub axis: i64,
+    pub wrap: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Concatenate {
+    pub axis: i64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReduceKind {
+    Sum,
+    /// Floats only.
+    Mean,
+    Product,
+    /// A NaN anywhere gives NaN.
+    Max,
+    Min,
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reduce {
+    pub kind: ReduceKind,
+    /// Empty for all of them.
+    pub axes: Vec<i64>,
+    pub keep_axes: bool,
+}
