@@ -11,6 +11,7 @@ pub mod modules;
 pub mod nvrtc;
 mod probe;
 pub mod props;
+pub(crate) mod runner;
 pub mod sources;
 pub mod stream;
 
