@@ -10,6 +10,7 @@ pub mod op;
 pub mod pool;
 pub mod spec;
 pub mod tensor;
+pub mod weights;
 
 pub use call::{Call, View};
 pub use device::{Device, Explanation, Id, Weight};
@@ -18,3 +19,4 @@ pub use infer::infer;
 pub use op::Op;
 pub use spec::{DType, Spec};
 pub use tensor::Tensor;
+pub use weights::Weights;
