@@ -7,6 +7,7 @@ mod answer;
 mod devices;
 mod tensors;
 mod term;
+mod weights;
 
 use rustler::{Env, Term};
 
@@ -43,6 +44,9 @@ nifs! {
     "DirtyCpu" run_dirty(device, op, inputs) => tensors::run, Dirty;
     "Normal" infer(op, specs) => tensors::infer_specs;
     "DirtyCpu" explain(device, op, specs) => tensors::explain;
+
+    "DirtyIo" weights_open(path) => weights::open;
+    "DirtyIo" weights_fetch(weights, name, device) => weights::fetch;
 }
 
 rustler::init!("Elixir.Nitrox.Native");
