@@ -39,7 +39,9 @@ defmodule Nitrox.Native do
     session_snapshot: 1,
     session_restore: 2,
     session_fork: 1,
-    wait: 1
+    wait: 1,
+    weights_open: 1,
+    weights_fetch: 3
   ]
 
   @twins for {name, _} <- @nifs,

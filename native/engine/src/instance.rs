@@ -26,7 +26,7 @@ pub(crate) struct Instance {
     /// Which slot of each state the next run reads.
     parity: usize,
     /// On CUDA; the CPU needs nothing but the slots.
-    runner: Option<Runner>,
+    runner: Option<Box<Runner>>,
     results: Option<Vec<Output>>,
 }
 
@@ -71,7 +71,7 @@ impl Slots {
 
 impl Instance {
     /// An instance in the program's initial state.
-    pub fn new(program: &Program) -> Result<Box<Self>> {
+    pub fn new(program: &Program) -> Result<Self> {
         let device = program.device.clone();
         let slots = Slots {
             arena: device.pool().allocate(program.plan.arena)?,
@@ -79,17 +79,16 @@ impl Instance {
         };
         let runner = match &device {
             Device::Cpu(_) => None,
-            Device::Cuda(cuda) => Some(Runner::new(cuda, program, &slots)?),
+            Device::Cuda(cuda) => Some(Box::new(Runner::new(cuda, program, &slots)?)),
         };
-        let instance = Instance { device, slots, parity: 0, runner, results: None };
-        let mut instance = Box::new(instance);
+        let mut instance = Instance { device, slots, parity: 0, runner, results: None };
         instance.restore(program, &program.initial)?;
         Ok(instance)
     }
 
     /// Kernels and copies in a captured graph.
     pub fn graph_nodes(&self) -> (usize, usize) {
-        self.runner.as_ref().map_or((0, 0), Runner::graph_nodes)
+        self.runner.as_ref().map_or((0, 0), |r| r.graph_nodes())
     }
 
     /// Whether a run on these feeds can start without blocking.
@@ -164,7 +163,7 @@ impl Instance {
 
     /// Orders the device's own copies after the latest run and before the next.
     fn join(&mut self) -> Result<()> {
-        self.runner.as_mut().map_or(Ok(()), Runner::join)
+        self.runner.as_mut().map_or(Ok(()), |r| r.join())
     }
 }
 

@@ -20,13 +20,13 @@ pub(crate) struct Lanes {
 
 #[derive(Debug, Default)]
 struct State {
-    free: Vec<Box<Instance>>,
+    free: Vec<Instance>,
     waiting: VecDeque<u64>,
     tickets: u64,
 }
 
 impl Lanes {
-    pub fn new(instances: Vec<Box<Instance>>) -> Arc<Self> {
+    pub fn new(instances: Vec<Instance>) -> Arc<Self> {
         let state = State { free: instances, ..State::default() };
         let nanos = AtomicU64::new(u64::MAX);
         Arc::new(Lanes { state: Mutex::new(state), freed: Condvar::new(), nanos })
@@ -74,7 +74,7 @@ impl Lanes {
 #[derive(Debug)]
 pub(crate) struct Held {
     lanes: Arc<Lanes>,
-    instance: Option<Box<Instance>>,
+    instance: Option<Instance>,
 }
 
 impl Held {

@@ -132,7 +132,7 @@ pub struct Program {
     /// The instances of a program without state.
     lanes: Option<Arc<Lanes>>,
     /// With state: the instance that compiling made, for the first session.
-    spare: Mutex<Option<Box<Instance>>>,
+    spare: Mutex<Option<Instance>>,
 }
 
 impl Program {

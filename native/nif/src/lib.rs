@@ -8,6 +8,7 @@ mod devices;
 mod programs;
 mod tensors;
 mod term;
+mod weights;
 
 use rustler::{Env, Term};
 
@@ -57,6 +58,9 @@ nifs! {
     "DirtyCpu" session_restore(session, state) => programs::restore;
     "DirtyCpu" session_fork(session) => programs::fork;
     "DirtyIo" wait(run) => programs::wait;
+
+    "DirtyIo" weights_open(path) => weights::open;
+    "DirtyIo" weights_fetch(weights, name, device) => weights::fetch;
 }
 
 rustler::init!("Elixir.Nitrox.Native");
