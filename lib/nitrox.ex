@@ -632,7 +632,10 @@ defmodule Nitrox do
       )
 
     if not (is_list(starts) and is_list(lengths)) do
-      fail!(:slice, "starts and lengths are lists, got #{inspect(starts)} and #{inspect(lengths)}")
+      fail!(
+        :slice,
+        "starts and lengths are lists, got #{inspect(starts)} and #{inspect(lengths)}"
+      )
     end
 
     strides =

@@ -100,7 +100,10 @@ defmodule Nitrox.Weights do
     end
 
     device = opts.device || Device.default()
-    tensor = :weights_fetch |> Native.call([weights.ref, name, device]) |> Tensor.from_native(device)
+
+    tensor =
+      :weights_fetch |> Native.call([weights.ref, name, device]) |> Tensor.from_native(device)
+
     if opts.type, do: Nitrox.cast(tensor, opts.type), else: tensor
   end
 

@@ -77,7 +77,9 @@ defmodule Mix.Tasks.Nitrox.Demo do
   @doc false
   def options(args) do
     {given, rest} = OptionParser.parse!(args, strict: @switches)
-    if rest != [], do: Mix.raise("mix nitrox.demo takes options only, got #{Enum.join(rest, " ")}")
+
+    if rest != [],
+      do: Mix.raise("mix nitrox.demo takes options only, got #{Enum.join(rest, " ")}")
 
     opts =
       Enum.into(given, %{
@@ -118,8 +120,13 @@ defmodule Mix.Tasks.Nitrox.Demo do
     chosen = String.split(text, ",", trim: true)
 
     case {chosen, chosen -- CharacterModel.names()} do
-      {[_ | _], []} -> chosen
-      _ -> Mix.raise("--backbone must be some of #{Enum.join(CharacterModel.names(), ", ")}, got #{text}")
+      {[_ | _], []} ->
+        chosen
+
+      _ ->
+        Mix.raise(
+          "--backbone must be some of #{Enum.join(CharacterModel.names(), ", ")}, got #{text}"
+        )
     end
   end
 
@@ -148,6 +155,7 @@ defmodule Mix.Tasks.Nitrox.Demo do
   defp shape(backbone) do
     {:tokens, vocabulary, width} = backbone.input
     seen = if backbone.context, do: "the last #{backbone.context.length} characters, ", else: ""
+
     "#{seen}#{vocabulary} characters as #{width} numbers, layers of #{Enum.join(backbone.hidden, " and ")}"
   end
 

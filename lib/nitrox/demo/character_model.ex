@@ -54,7 +54,9 @@ defmodule Nitrox.Demo.CharacterModel do
       end
 
     text =
-      for <<token::signed-32-native>> <- Enum.take(written, @written), into: "", do: elem(charset, token)
+      for <<token::signed-32-native>> <- Enum.take(written, @written),
+          into: "",
+          do: elem(charset, token)
 
     %{
       name: name,
@@ -79,8 +81,11 @@ defmodule Nitrox.Demo.CharacterModel do
     pairs = Enum.zip(golden.tokens, tl(golden.tokens))
 
     {bits, difference, _} =
-      Enum.reduce(pairs, {0.0, 0.0, {0, logits}}, fn {token, next}, {bits, difference, {n, expected}} ->
-        if rem(n, 100) == 0, do: progress.("#{name}: reading, #{n} of #{length(pairs)} characters")
+      Enum.reduce(pairs, {0.0, 0.0, {0, logits}}, fn {token, next},
+                                                     {bits, difference, {n, expected}} ->
+        if rem(n, 100) == 0,
+          do: progress.("#{name}: reading, #{n} of #{length(pairs)} characters")
+
         {_action, binary} = Session.step(session, [<<token::signed-32-native>>])
         logits = floats(binary)
 
@@ -127,7 +132,10 @@ defmodule Nitrox.Demo.CharacterModel do
     floats = for <<x::float-32-native <- binary>>, do: x
 
     if length(floats) * 4 != byte_size(binary) do
-      raise Nitrox.Error, reason: :internal, op: :demo, message: "demo: a logit is not a finite number"
+      raise Nitrox.Error,
+        reason: :internal,
+        op: :demo,
+        message: "demo: a logit is not a finite number"
     end
 
     floats

@@ -16,7 +16,8 @@ defmodule Nitrox.Demo.Json do
     [?{, Enum.intersperse(pairs, ?,), ?}]
   end
 
-  defp value(list) when is_list(list), do: [?[, list |> Enum.map(&value/1) |> Enum.intersperse(?,), ?]]
+  defp value(list) when is_list(list),
+    do: [?[, list |> Enum.map(&value/1) |> Enum.intersperse(?,), ?]]
 
   defp escape(text) do
     for <<char::utf8 <- text>> do

@@ -11,7 +11,9 @@ defmodule Nitrox.Demo.Timing do
   due, and the process sleeps until then as a game's does; nothing but the call is timed.
   """
   def measure(count, first, frame, opts \\ []) do
-    period = opts[:fps] && System.convert_time_unit(1_000_000_000, :nanosecond, :native) / opts[:fps]
+    period =
+      opts[:fps] && System.convert_time_unit(1_000_000_000, :nanosecond, :native) / opts[:fps]
+
     tick = opts[:tick] || fn _ -> :ok end
     loop(0, count, first, frame, {System.monotonic_time(), period}, tick, [], [])
   end
