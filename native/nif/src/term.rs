@@ -143,6 +143,7 @@ impl fmt::Display for DecodeError {
         let mut subject = String::new();
         for segment in self.path.iter().rev() {
             match segment {
+                Segment::Field(name) if name.is_empty() => {}
                 Segment::Field(name) if subject.is_empty() => subject.push_str(name),
                 Segment::Field(name) => {
                     subject.push('.');
