@@ -30,7 +30,7 @@ defmodule Nitrox do
   import Kernel, except: [abs: 1, ceil: 1, floor: 1, max: 2, min: 2, round: 1]
   import Nitrox.Options, except: [validate!: 3]
 
-  alias Nitrox.{Device, Op, Options, Tensor, Value}
+  alias Nitrox.{Device, Op, Options, Template, Tensor, Value}
 
   @typedoc "A tensor on a device, or a value in a function that is being traced."
   @type t :: Tensor.t() | Value.t()
@@ -95,12 +95,12 @@ defmodule Nitrox do
   @doc "A shape and a type with no elements: what `Nitrox.Program.compile/3` traces a function on."
   @doc group: "Handles"
   @spec template(shape(), type()) :: Nitrox.Template.t()
-  defdelegate template(shape, type), to: Tensor
+  defdelegate template(shape, type), to: Template, as: :new
 
-  @doc "A copy on a device, which may be another one."
+  @doc "A copy with memory of its own, on the device given or on its own."
   @doc group: "Handles"
-  @spec copy(Tensor.t(), Device.t()) :: Tensor.t()
-  defdelegate copy(tensor, device), to: Tensor
+  @spec copy(Tensor.t(), Device.t() | nil) :: Tensor.t()
+  defdelegate copy(tensor, device \\ nil), to: Tensor
 
   @doc "The shape, a tuple of lengths."
   @doc group: "Handles"
@@ -125,29 +125,36 @@ defmodule Nitrox do
   @spec deallocate(Tensor.t()) :: :ok
   defdelegate deallocate(tensor), to: Tensor
 
-  @doc "The devices of this machine: `:cpu`, and `{:cuda, n}` for each GPU that the driver shows."
+  @doc "The devices of this machine: `:cpu`, and `{:cuda, n}` for each GPU that can be used."
   @doc group: "Handles"
-  @spec devices() :: [Device.t()]
+  @spec devices() :: [map()]
   defdelegate devices(), to: Device, as: :list
 
   @doc "What a device's memory pool holds: bytes in use, peak, reserved, fragmentation and so on."
   @doc group: "Handles"
-  @spec memory_stats(Device.t()) :: map()
-  defdelegate memory_stats(device), to: Device
+  @spec memory_stats(Device.t()) :: Device.stats()
+  defdelegate memory_stats(device \\ Device.default()), to: Device
 
   @doc "Waits for all work queued on a device."
   @doc group: "Handles"
   @spec synchronize(Device.t()) :: :ok
-  defdelegate synchronize(device), to: Device
+  defdelegate synchronize(device \\ Device.default()), to: Device
 
   @doc """
-  Which kernel an op would use on these inputs, and why.
+  Which kernel an op would use on inputs like these, and why. Templates serve as inputs too.
 
       Nitrox.explain(%Nitrox.Op.Dense{activation: :relu}, [x, w, b, nil])
+
+  `launches` is the number of kernels, 0 on the CPU. `:device` asks for another device than the
+  tensors'.
   """
   @doc group: "Handles"
-  @spec explain(struct(), [t() | nil]) :: map()
-  defdelegate explain(op, inputs), to: Op
+  @spec explain(struct(), [t() | Template.t() | nil], keyword()) :: %{
+          variant: String.t(),
+          why: String.t(),
+          launches: non_neg_integer()
+        }
+  defdelegate explain(op, inputs, opts \\ []), to: Op
 
   # ── Layers ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -623,6 +630,13 @@ defmodule Nitrox do
         opts,
         [strides: {1, {"a step or a list of steps", &(is_integer(&1) or is_list(&1))}}] ++ place()
       )
+
+    if not (is_list(starts) and is_list(lengths)) do
+      fail!(
+        :slice,
+        "starts and lengths are lists, got #{inspect(starts)} and #{inspect(lengths)}"
+      )
+    end
 
     strides =
       if is_integer(opts.strides),

@@ -39,7 +39,7 @@ defmodule Nitrox.Options do
   @doc "Raises the error of an argument that the function `op` does not take."
   @spec fail!(atom(), String.t(), String.t() | nil) :: no_return()
   def fail!(op, message, hint \\ nil) do
-    raise Nitrox.Error, reason: :argument, op: op, message: "#{op}: #{message}", hint: hint
+    raise Nitrox.Error.argument(op, message, hint)
   end
 
   @spec one_of([atom()]) :: check()

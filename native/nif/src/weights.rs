@@ -1,6 +1,6 @@
 //! Weights files as resources.
 
-use nitrox_engine::{Error, Weights};
+use nitrox_engine::Weights;
 use rustler::{Encoder, Env, Resource, ResourceArc, Term};
 
 use crate::answer::Answer;
