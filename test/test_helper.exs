@@ -19,7 +19,9 @@ missing =
   for {tag, false, why} <- [
         {:cuda, gpu?.(), "no GPU"},
         {:nx, has?.(:nx, Nx), "Nx is neither in deps nor on ERL_LIBS"},
-        {:axon, has?.(:axon, Axon), "Axon is neither in deps nor on ERL_LIBS"}
+        {:axon, has?.(:axon, Axon), "Axon is neither in deps nor on ERL_LIBS"},
+        {:telemetry, has?.(:telemetry, :telemetry),
+         "telemetry is neither in deps nor on ERL_LIBS"}
       ],
       do: {tag, why}
 
