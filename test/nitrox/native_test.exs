@@ -15,7 +15,7 @@ defmodule Nitrox.NativeTest do
   end
 
   # Takes milliseconds and no host memory.
-  defp chunk, do: Nitrox.broadcast(Tensor.tensor(1, type: {:u, 8}), {@chunk})
+  defp chunk, do: Nitrox.broadcast_to(Tensor.tensor(1, type: {:u, 8}), {@chunk})
 
   describe "out of memory" do
     test "handles that processes have dropped are collected, and the call made again" do
