@@ -102,6 +102,18 @@ defmodule Nitrox.Tensor do
     %__MODULE__{ref: ref, type: type, shape: shape, device: device}
   end
 
+  @doc """
+  The type and shape of a tensor that is yet to come.
+
+      iex> Nitrox.Tensor.template({1, 288}, {:f, 32})
+      #Nitrox.Template<f32[1][288]>
+  """
+  @spec template(shape(), type()) :: Nitrox.Template.t()
+  def template(shape, type) do
+    check_spec!(:template, type, shape)
+    %Nitrox.Template{type: type, shape: shape}
+  end
+
   defp axes_of(_, shape) when is_tuple(shape), do: Tuple.to_list(shape)
 
   defp axes_of(op, shape) do
@@ -239,29 +251,28 @@ defmodule Nitrox.Tensor do
       count = Tuple.product(shape)
       shown = if opts.limit == :infinity, do: count, else: min(count, opts.limit)
       bytes = Native.call(:to_binary, [tensor.ref, shown * Element.bytes(type)])
-      {doc, _} = axis(Tuple.to_list(shape), Element.decode(type, bytes), opts)
-      doc
+
+      if count == 0,
+        do: "[]",
+        else: elem(axis(Tuple.to_list(shape), Element.decode(type, bytes), opts), 0)
     rescue
       error in Error -> "(#{error.message})"
     end
 
     # Each gives the elements that are left to show.
-    defp axis(_, [], opts), do: {color("...", :default, opts), []}
+    defp axis(_, [], _), do: {"...", []}
     defp axis([], [x | rest], opts), do: {to_doc(x, opts), rest}
+
+    defp axis([n], elements, opts) do
+      {docs, rest} = part(n, [], elements, opts, [])
+      docs = Enum.intersperse(docs, concat(",", flex_break()))
+      {group(nest(concat(["[", concat(docs), "]"]), 1)), rest}
+    end
 
     defp axis([n | axes], elements, opts) do
       {docs, rest} = part(n, axes, elements, opts, [])
-      separator = if axes == [], do: concat(",", break()), else: concat(",", line())
-
-      doc =
-        if axes == [] do
-          group(nest(concat(["[", concat(Enum.intersperse(docs, separator)), "]"]), 1))
-        else
-          inner = concat(Enum.intersperse(docs, separator))
-          concat([nest(concat(["[", line(), inner]), 2), line(), "]"])
-        end
-
-      {doc, rest}
+      docs = Enum.intersperse(docs, concat(",", line()))
+      {concat([nest(concat(["[", line(), concat(docs)]), 2), line(), "]"]), rest}
     end
 
     defp part(0, _, elements, _, docs), do: {Enum.reverse(docs), elements}
