@@ -1,7 +1,7 @@
 //! The CUDA device. Every library is opened at run time: a machine without them loads Nitrox all
 //! the same and is told what was looked for.
 
-mod cache;
+pub mod cache;
 mod dispatch;
 mod driver;
 pub mod graph;
@@ -11,18 +11,23 @@ pub mod modules;
 pub mod nvrtc;
 mod probe;
 pub mod props;
+mod search;
 pub mod sources;
 pub mod stream;
+pub mod warmup;
 
 use std::sync::Arc;
 
-pub use graph::Graph;
+pub use cache::Cache;
+pub use dispatch::all_modules;
+pub use graph::{Graph, Nodes};
 pub use launch::{Args, Context, Grid};
 pub use memory::Pinned;
 pub use modules::{Function, Module};
 pub use nvrtc::Nvrtc;
 pub use props::Props;
 pub use stream::{Event, Stream};
+pub use warmup::{Progress, compile_all};
 
 use crate::call::Call;
 use crate::device::{Explanation, Id, Weight};

@@ -10,10 +10,11 @@ use std::sync::{Arc, PoisonError, RwLock};
 use cudarc::driver::sys::{CUfunction, CUmodule};
 use once_cell::sync::OnceCell;
 
-use super::cache;
+use super::cache::{Cache, Origin};
 use super::driver::{Dead, Driver, code, cu};
 use super::nvrtc::Nvrtc;
 use super::props::Props;
+use super::sources;
 use crate::error::{Error, Result};
 use crate::spec::DType;
 
@@ -23,11 +24,18 @@ pub struct Module {
     /// As in [`super::sources::SOURCES`]: `"norm/norm.cu"`.
     pub source: &'static str,
     pub defines: Vec<(&'static str, String)>,
+    /// The text itself, where it is not one of ours.
+    text: Option<Arc<str>>,
 }
 
 impl Module {
     pub fn new(source: &'static str) -> Self {
-        Module { source, defines: Vec::new() }
+        Module { source, defines: Vec::new(), text: None }
+    }
+
+    /// A kernel that is not embedded; it may include our headers. `name` is for messages.
+    pub fn with_text(name: &'static str, text: impl Into<Arc<str>>) -> Self {
+        Module { text: Some(text.into()), ..Module::new(name) }
     }
 
     /// For one storage type, which the source calls `T`.
@@ -38,6 +46,11 @@ impl Module {
     pub fn define(mut self, name: &'static str, value: impl fmt::Display) -> Self {
         self.defines.push((name, value.to_string()));
         self
+    }
+
+    pub(super) fn text(&self) -> Result<&str> {
+        let text = self.text.as_deref().or_else(|| sources::source(self.source));
+        text.ok_or_else(|| Error::Internal(format!("there is no source {}", self.source)))
     }
 }
 
@@ -113,6 +126,7 @@ pub(super) struct Modules {
     /// The CUDA version that the driver is for.
     version: (u32, u32),
     nvrtc: OnceCell<Arc<Nvrtc>>,
+    cache: Cache,
     slots: RwLock<HashMap<Module, Arc<Slot>>>,
 }
 
@@ -134,7 +148,8 @@ unsafe impl Sync for Loaded {}
 impl Modules {
     pub fn new(driver: &Arc<Driver>, props: &Props, version: (u32, u32)) -> Self {
         let (nvrtc, slots) = Default::default();
-        Modules { driver: Arc::clone(driver), arch: props.arch(), version, nvrtc, slots }
+        let (driver, arch, cache) = (Arc::clone(driver), props.arch(), Cache::from_env());
+        Modules { driver, arch, version, nvrtc, cache, slots }
     }
 
     /// Whether a launch from `module` would have nothing to compile or load.
@@ -178,18 +193,15 @@ impl Modules {
 
     fn load(&self, module: &Module) -> Result<Loaded> {
         let nvrtc = self.nvrtc.get_or_try_init(|| Nvrtc::find(Some(self.version), &self.arch))?;
-        let entry = cache::Entry::of(module, &self.arch, nvrtc)?;
-        if let Some(cubin) = entry.read() {
-            match self.load_cubin(&cubin) {
-                // Sound by its checksum and yet no module to this driver: built anew.
-                Err(LoadError::Refused(_)) => {}
-                Err(LoadError::Other(error)) => return Err(error),
-                Ok(loaded) => return Ok(loaded),
+        let (cubin, origin) = self.cache.cubin(nvrtc, module, &self.arch)?;
+        let loaded = match self.load_cubin(&cubin) {
+            // Sound by its hash and yet no module to this driver: built anew.
+            Err(LoadError::Refused(_)) if origin == Origin::Disk => {
+                self.load_cubin(&self.cache.rebuild(nvrtc, module, &self.arch)?)
             }
-        }
-        let cubin = nvrtc.compile(module, &self.arch)?;
-        entry.write(&cubin);
-        self.load_cubin(&cubin).map_err(|error| match error {
+            other => other,
+        };
+        loaded.map_err(|error| match error {
             LoadError::Refused(message) => {
                 Error::Driver { call: "cuModuleLoadData", message: format!("{module}: {message}") }
             }
