@@ -86,6 +86,11 @@ impl Function {
         self.0.raw
     }
 
+    /// Whether both are one and the same.
+    pub fn same(&self, other: &Function) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// Registers a thread takes.
     pub fn registers(&self) -> u32 {
         self.0.registers
