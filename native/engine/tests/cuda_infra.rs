@@ -95,7 +95,7 @@ fn a_missing_gpu_is_an_error_that_says_what_was_looked_for() {
     match Cuda::open(999, None) {
         Err(Error::Unavailable { device, message }) => {
             assert_eq!(device, "{:cuda, 999}");
-            let known = ["libcuda.so.1", "shows"].iter().any(|k| message.contains(k));
+            let known = ["libcuda", "shows", "cuInit"].iter().any(|k| message.contains(k));
             assert!(known, "{message}");
             println!("{message}");
         }
