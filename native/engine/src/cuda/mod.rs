@@ -4,6 +4,8 @@
 pub mod cache;
 mod dispatch;
 mod driver;
+mod elementwise;
+mod embedding;
 pub mod graph;
 pub mod launch;
 pub mod memory;
@@ -11,9 +13,13 @@ pub mod modules;
 pub mod nvrtc;
 mod probe;
 pub mod props;
+mod reduce;
+mod sample;
 mod search;
+mod shape;
 pub mod sources;
 pub mod stream;
+mod walk;
 pub mod warmup;
 
 use std::sync::Arc;
