@@ -107,7 +107,8 @@ fn a_missing_gpu_is_an_error_that_says_what_was_looked_for() {
 fn the_device_tells_its_properties() {
     let Some(cuda) = cuda("the_device_tells_its_properties") else { return };
     let props = cuda.props();
-    println!("{props:?}, {}", props.arch());
+    println!("{props:?}, {}, driver for {:?}", props.arch(), cuda.driver_version());
+    println!("{:?}", cuda.nvrtc().unwrap());
     assert!(props.major >= 8 && props.sms > 0 && props.shared_optin >= 99 << 10);
     assert!(props.l2 > 0 && props.memory > 0 && !props.name.is_empty());
     let (free, total) = cuda.memory_info().unwrap();

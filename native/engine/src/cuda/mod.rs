@@ -120,6 +120,16 @@ impl Cuda {
         self.driver.is_poisoned()
     }
 
+    /// The CUDA version that the driver is for, such as (13, 0).
+    pub fn driver_version(&self) -> (u32, u32) {
+        self.modules.version()
+    }
+
+    /// The compiler of this device's kernels; an error that names where it was looked for.
+    pub fn nvrtc(&self) -> Result<&Arc<Nvrtc>> {
+        self.modules.nvrtc()
+    }
+
     /// Free and total bytes of the GPU's memory, over all processes.
     pub fn memory_info(&self) -> Result<(usize, usize)> {
         memory::info(&self.driver)

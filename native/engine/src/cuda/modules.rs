@@ -186,6 +186,15 @@ impl Modules {
         Ok(functions.entry(name).or_insert(function).clone())
     }
 
+    /// The compiler, opened at the first need.
+    pub fn nvrtc(&self) -> Result<&Arc<Nvrtc>> {
+        self.nvrtc.get_or_try_init(|| Nvrtc::find(Some(self.version), &self.arch))
+    }
+
+    pub fn version(&self) -> (u32, u32) {
+        self.version
+    }
+
     fn slot(&self, module: &Module) -> Arc<Slot> {
         {
             let slots = self.slots.read().unwrap_or_else(PoisonError::into_inner);
@@ -198,7 +207,7 @@ impl Modules {
     }
 
     fn load(&self, module: &Module) -> Result<Loaded> {
-        let nvrtc = self.nvrtc.get_or_try_init(|| Nvrtc::find(Some(self.version), &self.arch))?;
+        let nvrtc = self.nvrtc()?;
         let (cubin, origin) = self.cache.cubin(nvrtc, module, &self.arch)?;
         let loaded = match self.load_cubin(&cubin) {
             // Sound by its hash and yet no module to this driver: built anew.
