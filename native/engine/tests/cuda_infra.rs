@@ -10,9 +10,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nitrox_engine::cuda::cache::{Cache, Origin};
-use nitrox_engine::cuda::{Args, Cuda, Function, Grid, Module, Nodes, Nvrtc};
+use nitrox_engine::cuda::{Args, Cuda, Function, Grid, Module, Nodes, Nvrtc, all_modules};
+use nitrox_engine::op::{Unary, UnaryKind};
 use nitrox_engine::pool::Block;
-use nitrox_engine::{Device, Error};
+use nitrox_engine::{DType, Device, Error, Op, Spec, Weight};
 
 const KERNELS: &str = r#"
 #include "common/types.cuh"
@@ -290,6 +291,26 @@ fn an_entry_that_the_driver_refuses_is_rebuilt() {
     cuda.context(cuda.main()).function(&module, "add").unwrap();
     let (cubin, origin) = cache.cubin(&nvrtc, &module, &arch).unwrap();
     assert!(origin == Origin::Disk && cubin != foreign_cubin);
+}
+
+#[test]
+fn warm_up_loads_every_module() {
+    let Some(cuda) = cuda("warm_up_loads_every_module") else { return };
+    let op = Op::Unary(Unary { kind: UnaryKind::Exp });
+    let spec = Spec::new(DType::F32, [8]).unwrap();
+    let weight = || cuda.weight(&op, &[Some(&spec)]).unwrap();
+    assert_eq!(weight(), Weight::Heavy);
+    for round in ["first", "second"] {
+        let (start, mut done) = (Instant::now(), 0);
+        cuda.warmup(|p| {
+            done += 1;
+            assert!(p.result.is_ok() && p.done == done, "{}: {:?}", p.module, p.result);
+        })
+        .unwrap();
+        println!("{round} warm-up: {done} modules in {:?}", start.elapsed());
+        assert_eq!(done, all_modules().len());
+    }
+    assert_eq!(weight(), Weight::Light);
 }
 
 #[test]
