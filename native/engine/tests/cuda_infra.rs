@@ -328,7 +328,7 @@ fn events_order_streams() {
     // SAFETY: the block is that large, and these are the kernels' parameters.
     unsafe {
         let mut args = Args::new();
-        cuda.context(&first).launch(&spin, one, args.u64(30_000_000).ptr(x).u32(41)).unwrap();
+        cuda.context(&first).launch(&spin, one, args.u64(200_000_000).ptr(x).u32(41)).unwrap();
         event.record(&first).unwrap();
         second.wait(&event).unwrap();
         cuda.context(&second).launch(&add, one, Args::new().ptr(y).ptr(x).i64(1)).unwrap();

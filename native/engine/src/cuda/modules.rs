@@ -207,6 +207,8 @@ impl Modules {
     }
 
     fn load(&self, module: &Module) -> Result<Loaded> {
+        // Nothing is compiled for a device that is lost.
+        self.driver.enter()?;
         let nvrtc = self.nvrtc()?;
         let (cubin, origin) = self.cache.cubin(nvrtc, module, &self.arch)?;
         let loaded = match self.load_cubin(&cubin) {
