@@ -6,7 +6,7 @@
 use gemm::Parallelism;
 use rayon::prelude::*;
 
-use super::numeric::Network;
+use super::numeric::{Network, widen};
 use super::simd::{Isa, dispatch};
 use super::threads;
 
@@ -158,10 +158,8 @@ fn gemm<T: Network>(
     panel: &mut [f32],
     threads: usize,
 ) {
-    let mut empty = [];
-    if size_of::<T>() == 4 {
-        // f32 weights are used where they lie.
-        let w = T::widened(w, &mut empty);
+    // f32 weights are used where they lie.
+    if let Some(w) = T::as_f32(w) {
         return gemm_f32(p, x, w, y, false, threads, p.inner);
     }
     for first in (0..p.inner).step_by(PANEL) {
@@ -170,7 +168,7 @@ fn gemm<T: Network>(
         let w = &w[first * p.columns..][..depth * p.columns];
         threads::over_rows(panel, p.columns, w.len() as f64 * 0.3, |row, panel| {
             let w = &w[row * p.columns..][..panel.len()];
-            T::widen(w, panel);
+            widen(w, panel);
         });
         gemm_f32(Product { inner: depth, ..p }, &x[first..], panel, y, first > 0, threads, p.inner);
     }

@@ -4,7 +4,7 @@
 
 use super::gemm::{Product, product};
 use super::math::{sigmoid, tanh};
-use super::numeric::{Network, Scratch, read_f32, with_network, write_f32};
+use super::numeric::{Network, Scratch, read_f32, widen, with_network, write_f32};
 use super::simd::{Isa, dispatch};
 use crate::call::{Call, View};
 use crate::error::{Error, Result};
@@ -144,7 +144,7 @@ unsafe fn run<T: Network>(call: &Call, attrs: &Recurrent, p: Plan, at: Layout) -
         read_state(call.input(at.wi + 2), bias);
     }
     if p.widens {
-        T::widen(wh, wide);
+        widen(wh, wide);
     }
     let features = p.input.inner;
     let blocks = p.time.div_ceil(p.frames.max(1));
@@ -153,16 +153,17 @@ unsafe fn run<T: Network>(call: &Call, attrs: &Recurrent, p: Plan, at: Layout) -
         let first = block * p.frames;
         let frames = p.frames.min(p.time - first);
         let input = Product { rows: p.batch * frames, ..p.input };
-        let rows = if p.gathers {
-            let each = gathered.chunks_exact_mut((frames * features).max(1)).take(p.batch);
-            for (b, rows) in each.enumerate() {
-                let from = (b * p.time + first) * features;
-                T::widen(&xs[from..from + rows.len()], rows);
+        let place = first * features..first * features + input.rows * features;
+        let rows = match T::as_f32(xs) {
+            Some(xs) if !p.gathers => &xs[place],
+            _ => {
+                let each = gathered.chunks_exact_mut((frames * features).max(1)).take(p.batch);
+                for (b, rows) in each.enumerate() {
+                    let from = (b * p.time + first) * features;
+                    widen(&xs[from..from + rows.len()], rows);
+                }
+                &gathered[..input.rows * features]
             }
-            &gathered[..input.rows * features]
-        } else {
-            let from = first * features;
-            T::widened(&xs[from..from + input.rows * features], &mut *gathered)
         };
         let projected = &mut projected[..input.rows * p.packed];
         product(input, rows, wi, projected, panel);
@@ -210,7 +211,7 @@ unsafe fn run<T: Network>(call: &Call, attrs: &Recurrent, p: Plan, at: Layout) -
 unsafe fn read_state(view: Option<View>, into: &mut [f32]) {
     match view {
         // SAFETY: the caller's promise.
-        Some(view) => unsafe { read_f32(&view, 0, into) },
+        Some(view) => unsafe { read_f32(&view, into) },
         None => into.fill(0.0),
     }
 }

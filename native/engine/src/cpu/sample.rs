@@ -3,7 +3,7 @@
 
 use std::cmp::Ordering;
 
-use super::numeric::{Network, Scratch, with_network};
+use super::numeric::{Scratch, widen, with_network};
 use super::reduce::largest;
 use super::simd::dispatch;
 use crate::call::Call;
@@ -52,7 +52,7 @@ pub(super) unsafe fn execute(call: &Call, attrs: &Sample) -> Result<()> {
             *id = if attrs.temperature == 0.0 {
                 dispatch!(I => largest::<I, T>(x)) as i32
             } else {
-                T::widen(x, z);
+                widen(x, z);
                 one(attrs, row as u32, counter as u32, z, order) as i32
             };
         }
