@@ -152,21 +152,20 @@ pub(super) fn cost(op: &Op, dtype: DType, elements: usize) -> f64 {
     let wide = dtype == DType::F64;
     let each = match op {
         Op::Unary(u) => match u.kind {
-            Exp | Tanh | Sigmoid | Silu | Gelu | GeluTanh | Erf if !wide => 1.5,
+            Exp | Tanh | Sigmoid | Silu | Gelu | GeluTanh | Erf if !wide => 1.0,
             Exp | Expm1 | Log | Log1p | Sin | Cos | Tanh | Erf | Sigmoid | Silu | Gelu
-            | GeluTanh | Softplus => 12.0,
-            Sqrt | Rsqrt | Reciprocal => 1.5,
-            _ => 0.5,
+            | GeluTanh | Softplus => 6.0,
+            _ => 0.3,
         },
         Op::Binary(b) => match b.kind {
-            BinaryKind::Pow => 20.0,
-            BinaryKind::Remainder | BinaryKind::Quotient => 8.0,
-            _ => 0.6,
+            BinaryKind::Pow => 6.0,
+            BinaryKind::Remainder | BinaryKind::Quotient => 4.0,
+            _ => 0.3,
         },
-        _ => 0.8,
+        _ => 0.3,
     };
     // The 16-bit types are converted on the way in and out.
-    let conversion = if matches!(dtype, DType::F16 | DType::BF16) { 0.5 } else { 0.0 };
+    let conversion = if matches!(dtype, DType::F16 | DType::BF16) { 0.3 } else { 0.0 };
     elements as f64 * (each + conversion)
 }
 

@@ -39,6 +39,7 @@ pub(super) struct Plan {
     time: usize,
     hidden: usize,
     packed: usize,
+    weight_bytes: usize,
     /// Frames whose inputs are projected together.
     frames: usize,
     /// The input projection of that many frames, and one step's recurrent product.
@@ -74,6 +75,7 @@ impl Plan {
             time,
             hidden,
             packed,
+            weight_bytes: x.dtype.size(),
             frames,
             input,
             step,
@@ -102,12 +104,17 @@ impl Plan {
         self.pieces().into_iter().map(Scratch::bytes).fold(0, usize::saturating_add)
     }
 
+    /// The longer of the two products, in nanoseconds on one thread.
+    pub(super) fn longest(&self) -> f64 {
+        self.input.ns(self.weight_bytes).max(self.step.ns(self.weight_bytes))
+    }
+
     /// Nanoseconds on one thread, roughly.
-    pub(super) fn ns(&self, weight_bytes: usize) -> f64 {
+    pub(super) fn ns(&self) -> f64 {
         let blocks = self.time as f64 / self.frames.max(1) as f64;
         let gates = self.batch as f64 * self.packed as f64 * 0.7;
-        self.input.ns(weight_bytes) * blocks
-            + (self.step.ns(weight_bytes) + gates) * self.time as f64
+        self.input.ns(self.weight_bytes) * blocks
+            + (self.step.ns(self.weight_bytes) + gates) * self.time as f64
     }
 }
 

@@ -18,11 +18,10 @@ pub(super) fn workspace(logits: &Spec) -> usize {
 
 /// Nanoseconds on one thread, roughly.
 pub(super) fn cost(logits: &Spec, attrs: &Sample) -> f64 {
-    let each = match (attrs.temperature == 0.0, attrs.top_p.is_some(), attrs.top_k.is_some()) {
-        (true, _, _) => 0.5,
-        (_, true, _) => 100.0,
-        (_, _, true) => 40.0,
-        _ => 25.0,
+    let each = match (attrs.temperature == 0.0, attrs.top_p.is_some()) {
+        (true, _) => 0.5,
+        (_, true) => 60.0,
+        _ => 20.0,
     };
     logits.len() as f64 * each
 }
