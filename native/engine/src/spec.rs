@@ -211,6 +211,14 @@ impl fmt::Display for Spec {
     }
 }
 
+/// From Elixir's `{type, shape}`, the shape a list.
+impl<'de> Deserialize<'de> for Spec {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let (dtype, shape) = <(DType, Vec<usize>)>::deserialize(deserializer)?;
+        Spec::new(dtype, shape).map_err(de::Error::custom)
+    }
+}
+
 pub fn shape_text(shape: &[usize]) -> String {
     let axes: Vec<_> = shape.iter().map(usize::to_string).collect();
     format!("{{{}}}", axes.join(", "))

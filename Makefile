@@ -1,0 +1,44 @@
+# make demo and make test need nothing but this: .ci/setup brings what is missing.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-archs bench setup fmt clean
+
+# One target folder for Mix and for cargo, so that no crate is compiled twice.
+export CARGO_TARGET_DIR ?= $(CURDIR)/_build/native
+
+# Compiled Nx, Axon, telemetry and Benchee, for machines without Hex.
+ifneq ($(wildcard /opt/erl-libs/*/ebin),)
+export ERL_LIBS := /opt/erl-libs$(if $(ERL_LIBS),:$(ERL_LIBS))
+endif
+
+help:
+	@echo 'make demo        an agent at 60 frames a second (DEVICE=cuda, DEMO_ARGS="…")'
+	@echo 'make test        every check: format, lints, kernels, Rust and Elixir tests'
+	@echo 'make test-archs  compiles the kernels for sm_86, sm_89, sm_100 and sm_120'
+	@echo 'make bench       frame times'
+	@echo 'make setup       only installs what is missing'
+	@echo 'make fmt         formats Elixir and Rust'
+	@echo 'make clean       removes what was built'
+
+# The demo needs no dependency, so Hex is not asked.
+demo:
+	@source .ci/setup; NITROX_HEX=0 MIX_ENV=prod mix nitrox.demo $(if $(DEVICE),--device $(DEVICE)) $(DEMO_ARGS)
+
+test:
+	@.ci/test
+
+test-archs:
+	@NITROX_TEST_ARCHS=86,89,100,120 .ci/test kernels
+
+bench:
+	@source .ci/setup hex; MIX_ENV=dev mix run bench/frame_time.exs $(BENCH_ARGS)
+
+setup:
+	@source .ci/setup nvrtc hex; say "everything is there"
+
+fmt:
+	@source .ci/setup; NITROX_HEX=0 mix format; cargo fmt --manifest-path native/Cargo.toml --all
+
+clean:
+	rm -rf _build priv/native

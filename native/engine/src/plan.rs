@@ -1,0 +1,381 @@
+//! Where every value of a program lies: one arena for inputs, states, temporaries and outputs.
+//!
+//! A temporary's bytes are used again once its last reader has run. A state has two slots, read
+//! from one and written to the other by turns, so that no step has to copy it; where its new value
+//! is a `put_slice` into the old one and nobody reads the old one afterwards, one slot is enough
+//! and only the slice is written.
+
+use std::collections::BTreeMap;
+
+use crate::error::{Error, Result};
+use crate::infer::infer;
+use crate::op::{Cast, Op};
+use crate::pool::ALIGNMENT;
+use crate::program::{Graph, Ref};
+use crate::spec::Spec;
+
+/// Where a value lies in a run: a parameter, or the arena at one offset a parity.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Place {
+    Param(usize),
+    Arena([usize; 2]),
+}
+
+impl Place {
+    pub fn addr(self, parity: usize, arena: u64, params: &[u64]) -> u64 {
+        match self {
+            Place::Param(i) => params[i],
+            Place::Arena(offsets) => arena + offsets[parity] as u64,
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Step {
+    pub op: Op,
+    pub inputs: Vec<Option<(Place, Spec)>>,
+    pub outputs: Vec<(Place, Spec)>,
+    /// Offset of the scratch.
+    pub workspace: Option<usize>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub steps: Vec<Step>,
+    /// Bytes.
+    pub arena: usize,
+    /// The inputs' offsets; they lie behind one another, from the start of the arena.
+    pub inputs: Vec<(usize, Spec)>,
+    pub input_bytes: usize,
+    /// By parity: the slot that a run reads. It writes the other one, which may be the same.
+    pub states: Vec<([usize; 2], Spec)>,
+    /// Whether any state has two slots.
+    pub alternates: bool,
+    pub outputs: Vec<(Place, Spec)>,
+}
+
+/// What holds a value's bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Storage {
+    Param(usize),
+    Input(usize),
+    State(usize),
+    /// First written by output `.1` of node `.0`.
+    Node(usize, usize),
+}
+
+/// A program's values, before they have places.
+struct Values<'a> {
+    graph: &'a Graph,
+    params: &'a [Spec],
+    states: &'a [Spec],
+    /// Each node's output specs.
+    nodes: Vec<Vec<Spec>>,
+    /// The storage of each node's outputs, where it is not the node's own.
+    aliases: BTreeMap<(usize, usize), Storage>,
+}
+
+impl Values<'_> {
+    fn spec(&self, r: Ref) -> Result<&Spec> {
+        let (found, what) = match r {
+            Ref::Param(i) => (self.params.get(i), "parameter"),
+            Ref::Input(i) => (self.graph.inputs.get(i), "input"),
+            Ref::State(i) => (self.states.get(i), "state"),
+            Ref::Node(n, k) => (self.nodes.get(n).and_then(|o| o.get(k)), "node"),
+        };
+        found.ok_or_else(|| Error::argument("program", format!("no {what} for {r:?} yet")))
+    }
+
+    fn storage(&self, r: Ref) -> Storage {
+        match r {
+            Ref::Param(i) => Storage::Param(i),
+            Ref::Input(i) => Storage::Input(i),
+            Ref::State(i) => Storage::State(i),
+            Ref::Node(n, k) => self.aliases.get(&(n, k)).copied().unwrap_or(Storage::Node(n, k)),
+        }
+    }
+}
+
+/// Plans a program. `workspace` gives the scratch an op needs on its inputs.
+pub(crate) fn plan(
+    graph: &Graph,
+    params: &[Spec],
+    states: &[Spec],
+    workspace: impl Fn(&Op, &[Option<&Spec>]) -> Result<usize>,
+) -> Result<Plan> {
+    let mut values = Values { graph, params, states, nodes: Vec::new(), aliases: BTreeMap::new() };
+    for node in &graph.nodes {
+        let inputs = node
+            .inputs
+            .iter()
+            .map(|r| r.map(|r| values.spec(r)).transpose())
+            .collect::<Result<Vec<_>>>()?;
+        let outputs = infer(&node.op, &inputs)?;
+        values.nodes.push(outputs);
+    }
+    check_states(&values)?;
+    for &r in &graph.outputs {
+        values.spec(r)?;
+    }
+    let last_use = alias(&mut values);
+
+    // What is written at the end of a run: the next states, by the storage that can be the slot
+    // itself, and the copies for those that cannot.
+    let mut slot_of: BTreeMap<Storage, usize> = BTreeMap::new();
+    let mut single = vec![false; states.len()];
+    let mut copies = Vec::new();
+    for (i, &next) in graph.next_state.iter().enumerate() {
+        match values.storage(next) {
+            Storage::State(j) if j == i => single[i] = true,
+            own @ Storage::Node(..) if !slot_of.contains_key(&own) => {
+                slot_of.insert(own, i);
+            }
+            _ => copies.push((i, next)),
+        }
+    }
+
+    let mut arena = Arena::default();
+    let mut inputs = Vec::new();
+    for spec in &graph.inputs {
+        inputs.push((arena.take(spec.bytes())?, spec.clone()));
+    }
+    let input_bytes = arena.size;
+    let mut slots = Vec::new();
+    for (i, spec) in states.iter().enumerate() {
+        let first = arena.take(spec.bytes())?;
+        let second = if single[i] { first } else { arena.take(spec.bytes())? };
+        slots.push(([first, second], spec.clone()));
+    }
+    // Outputs lie behind one another too, so that they are read back in one copy.
+    let mut offsets: BTreeMap<Storage, usize> = BTreeMap::new();
+    for &r in &graph.outputs {
+        let storage = values.storage(r);
+        let own = matches!(storage, Storage::Node(..)) && !slot_of.contains_key(&storage);
+        if own && !offsets.contains_key(&storage) {
+            offsets.insert(storage, arena.take(values.spec(r)?.bytes())?);
+        }
+    }
+    let kept: Vec<Storage> = offsets.keys().copied().collect();
+
+    let place = |storage: Storage, offsets: &BTreeMap<Storage, usize>| -> Result<Place> {
+        let slot = |i: usize, write: bool| {
+            let [a, b] = slots[i].0;
+            Place::Arena(if write { [b, a] } else { [a, b] })
+        };
+        Ok(match storage {
+            Storage::Param(i) => Place::Param(i),
+            Storage::Input(i) => Place::Arena([inputs[i].0; 2]),
+            Storage::State(i) => slot(i, false),
+            Storage::Node(..) => match (slot_of.get(&storage), offsets.get(&storage)) {
+                (Some(&i), _) => slot(i, true),
+                (None, Some(&at)) => Place::Arena([at; 2]),
+                (None, None) => return Err(Error::Internal(format!("{storage:?} has no place"))),
+            },
+        })
+    };
+
+    let mut steps = Vec::new();
+    for (n, node) in graph.nodes.iter().enumerate() {
+        if matches!(node.op, Op::Reshape(_)) {
+            continue;
+        }
+        let input_specs = node
+            .inputs
+            .iter()
+            .map(|r| r.map(|r| values.spec(r)).transpose())
+            .collect::<Result<Vec<_>>>()?;
+        let mut fresh = Vec::new();
+        for (k, spec) in values.nodes[n].iter().enumerate() {
+            let storage = values.storage(Ref::Node(n, k));
+            let own = storage == Storage::Node(n, k) && !slot_of.contains_key(&storage);
+            if own && !offsets.contains_key(&storage) {
+                offsets.insert(storage, arena.take(spec.bytes())?);
+                fresh.push((storage, spec.bytes()));
+            }
+        }
+        let scratch = match workspace(&node.op, &input_specs)? {
+            0 => None,
+            bytes => Some((arena.take(bytes)?, bytes)),
+        };
+        let inputs = node
+            .inputs
+            .iter()
+            .zip(&input_specs)
+            .map(|(r, spec)| match (r, spec) {
+                (Some(r), Some(spec)) => {
+                    Ok(Some((place(values.storage(*r), &offsets)?, (*spec).clone())))
+                }
+                _ => Ok(None),
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let outputs = values.nodes[n]
+            .iter()
+            .enumerate()
+            .map(|(k, spec)| Ok((place(values.storage(Ref::Node(n, k)), &offsets)?, spec.clone())))
+            .collect::<Result<Vec<_>>>()?;
+        steps.push(Step {
+            op: node.op.clone(),
+            inputs,
+            outputs,
+            workspace: scratch.map(|(at, _)| at),
+        });
+        if let Some((at, bytes)) = scratch {
+            arena.give(at, bytes);
+        }
+        // Free what nobody reads after this step, its own unused outputs among it.
+        let dying: Vec<_> = offsets
+            .keys()
+            .copied()
+            .filter(|s| !kept.contains(s))
+            .filter(|s| last_use.get(s).copied().unwrap_or(n) <= n)
+            .collect();
+        for storage in dying {
+            if let (Some(at), Storage::Node(m, k)) = (offsets.remove(&storage), storage) {
+                arena.give(at, values.nodes[m][k].bytes());
+            }
+        }
+    }
+    for (i, next) in copies {
+        let spec = states[i].clone();
+        let from = place(values.storage(next), &offsets)?;
+        let [a, b] = slots[i].0;
+        steps.push(Step {
+            op: Op::Cast(Cast { r#type: spec.dtype }),
+            inputs: vec![Some((from, spec.clone()))],
+            outputs: vec![(Place::Arena([b, a]), spec)],
+            workspace: None,
+        });
+    }
+    let outputs = graph
+        .outputs
+        .iter()
+        .map(|&r| Ok((place(values.storage(r), &offsets)?, values.spec(r)?.clone())))
+        .collect::<Result<Vec<_>>>()?;
+    Ok(Plan {
+        steps,
+        arena: arena.size,
+        inputs,
+        input_bytes,
+        alternates: slots.iter().any(|([a, b], _)| a != b),
+        states: slots,
+        outputs,
+    })
+}
+
+fn check_states(values: &Values) -> Result<()> {
+    let (have, next) = (values.states.len(), values.graph.next_state.len());
+    if have != next {
+        return Err(Error::argument("program", format!("{have} states come in and {next} go out")));
+    }
+    for (i, (&r, state)) in values.graph.next_state.iter().zip(values.states).enumerate() {
+        let spec = values.spec(r)?;
+        if spec != state {
+            return Err(Error::argument(
+                "program",
+                format!("state {i} is {state} and its next value is {spec}: they must agree"),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Decides which node outputs share the storage of an input (every reshape, and each `put_slice`
+/// that may write in place), and gives the last step that reads each storage.
+fn alias(values: &mut Values) -> BTreeMap<Storage, usize> {
+    let graph = values.graph;
+    // Readers of a value are counted on what it is at the end, outputs and next states included,
+    // so the uses are collected for every value first and joined by storage below.
+    let mut last_read: BTreeMap<Ref, usize> = BTreeMap::new();
+    for (n, node) in graph.nodes.iter().enumerate() {
+        for r in node.inputs.iter().flatten() {
+            last_read.insert(*r, n);
+        }
+    }
+    for &r in graph.outputs.iter().chain(&graph.next_state) {
+        last_read.insert(r, usize::MAX);
+    }
+    // A reshape reads its input for as long as anybody reads the reshape.
+    for (n, node) in graph.nodes.iter().enumerate().rev() {
+        if let (Op::Reshape(_), Some(Some(x))) = (&node.op, node.inputs.first()) {
+            let read = last_read.get(&Ref::Node(n, 0)).copied().unwrap_or(n);
+            let of_x = last_read.entry(*x).or_insert(n);
+            *of_x = (*of_x).max(read);
+        }
+    }
+    for (n, node) in graph.nodes.iter().enumerate() {
+        let Some(&Some(x)) = node.inputs.first() else { continue };
+        let storage = values.storage(x);
+        let shared = match node.op {
+            Op::Reshape(_) => true,
+            Op::PutSlice(_) => {
+                let others =
+                    node.inputs[1..].iter().flatten().any(|&r| values.storage(r) == storage);
+                let writable = matches!(storage, Storage::State(_) | Storage::Node(..));
+                // Every value of this storage so far must have had its last reader by now.
+                let read_later = last_read.iter().any(|(&r, &last)| {
+                    let before = !matches!(r, Ref::Node(m, _) if m >= n);
+                    before && last > n && values.storage(r) == storage
+                });
+                writable && !others && !read_later
+            }
+            _ => false,
+        };
+        if shared {
+            values.aliases.insert((n, 0), storage);
+        }
+    }
+    let mut last_use = BTreeMap::new();
+    for (&r, &last) in &last_read {
+        let of = last_use.entry(values.storage(r)).or_insert(last);
+        *of = (*of).max(last);
+    }
+    last_use
+}
+
+/// Offsets by best fit; grows at the end.
+#[derive(Default)]
+struct Arena {
+    free: BTreeMap<usize, usize>,
+    size: usize,
+}
+
+impl Arena {
+    fn take(&mut self, bytes: usize) -> Result<usize> {
+        let overflow = || Error::argument("program", "the arena's size overflows");
+        let bytes = crate::pool::round_up(bytes.max(1), ALIGNMENT).ok_or_else(overflow)?;
+        let fit =
+            self.free.iter().filter(|&(_, &size)| size >= bytes).min_by_key(|&(_, &size)| size);
+        if let Some((&at, &size)) = fit {
+            self.free.remove(&at);
+            if size > bytes {
+                self.free.insert(at + bytes, size - bytes);
+            }
+            return Ok(at);
+        }
+        // A free block at the end is grown instead of left behind.
+        let at = match self.free.last_key_value() {
+            Some((&at, &size)) if at + size == self.size => {
+                self.free.remove(&at);
+                at
+            }
+            _ => self.size,
+        };
+        self.size = at.checked_add(bytes).ok_or_else(overflow)?;
+        Ok(at)
+    }
+
+    fn give(&mut self, mut at: usize, bytes: usize) {
+        let mut size = bytes.max(1).next_multiple_of(ALIGNMENT);
+        if let Some((&before, &length)) = self.free.range(..at).next_back()
+            && before + length == at
+        {
+            self.free.remove(&before);
+            at = before;
+            size += length;
+        }
+        if let Some(length) = self.free.remove(&(at + size)) {
+            size += length;
+        }
+        self.free.insert(at, size);
+    }
+}

@@ -1,0 +1,55 @@
+defmodule Nitrox.TestSummary do
+  @moduledoc false
+  # ExUnit's own formatter, followed by what was left out and why, and the counts in one line.
+  # It wraps the formatter, since two formatters side by side print in no fixed order.
+  use GenServer
+
+  alias ExUnit.CLIFormatter
+
+  @impl true
+  def init(opts) do
+    {:ok, cli} = CLIFormatter.init(opts)
+    {:ok, %{cli: cli, missing: opts[:missing] || [], seed: opts[:seed], results: []}}
+  end
+
+  @impl true
+  def handle_cast(event, state) do
+    {:noreply, cli} = CLIFormatter.handle_cast(event, state.cli)
+    state = %{state | cli: cli}
+
+    case event do
+      {:test_finished, test} ->
+        {:noreply, update_in(state.results, &[result(test, state.missing) | &1])}
+
+      {:suite_finished, _} ->
+        print(Enum.frequencies(state.results), state.seed)
+        {:noreply, state}
+
+      _ ->
+        {:noreply, state}
+    end
+  end
+
+  defp result(%{state: nil}, _), do: :passed
+  defp result(%{state: {:skipped, why}}, _), do: {:left_out, "ExUnit (#{why})"}
+
+  defp result(%{state: {:excluded, why}, tags: tags}, missing) do
+    case Enum.find(missing, fn {tag, _} -> tags[tag] end) do
+      {tag, reason} -> {:left_out, "ExUnit #{inspect(tag)} (#{reason})"}
+      nil -> {:left_out, "ExUnit (#{why})"}
+    end
+  end
+
+  defp result(_failed_or_invalid, _), do: :failed
+
+  # .ci/test reads these lines.
+  defp print(counts, seed) do
+    left_out = for {{:left_out, why}, n} <- Enum.sort(counts), do: {n, why}
+    for {n, why} <- left_out, do: IO.puts("left out: #{n} #{why}")
+
+    IO.puts(
+      "ExUnit: #{counts[:passed] || 0} passed, #{counts[:failed] || 0} failed, " <>
+        "#{left_out |> Enum.map(&elem(&1, 0)) |> Enum.sum()} left out (seed #{seed})"
+    )
+  end
+end
