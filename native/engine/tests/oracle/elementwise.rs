@@ -51,7 +51,7 @@ pub fn unary(kind: UnaryKind, x: &Array) -> Expected {
         Softplus => special::softplus(v),
         LogicalNot => unreachable!(),
     };
-    let x64 = x.to_f64();
+    let (x64, x_type) = (x.to_f64(), x.dtype());
     let values: Vec<f64> = x64.iter().map(|&v| f(v)).collect();
     match kind {
         Negate | Abs | Sign | Floor | Ceil | Round | Relu => Real::exact(x.spec.clone(), values),
@@ -61,6 +61,8 @@ pub fn unary(kind: UnaryKind, x: &Array) -> Expected {
             let cancels = |x: f64| match kind {
                 Sin | Cos => x.abs().min(1.0),
                 Gelu | GeluTanh => 0.1 * x.abs(),
+                // σ(x) may be zero where it is below the least normal number.
+                Silu => x.abs() * f64::from(f32::MIN_POSITIVE) / bound(x_type),
                 _ => 0.0,
             };
             approximate(x.spec.clone(), values, |i| cancels(x64[i]))
