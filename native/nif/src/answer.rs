@@ -3,13 +3,14 @@
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use nitrox_engine::{Error, device::Id};
+use nitrox_engine::{Error, Pending, device::Id};
 use rustler::{Atom, Encoder, Env, Term};
 
+use crate::programs;
 use crate::term::DecodeError;
 
 mod atoms {
-    rustler::atoms! { ok, error, nil, heavy, closed, cpu, cuda, argument, internal }
+    rustler::atoms! { ok, error, nil, heavy, closed, pending, cpu, cuda, argument, internal }
 }
 
 /// What a NIF answers in place of its result.
@@ -23,6 +24,8 @@ pub enum Instead {
     Heavy,
     /// `{:closed, device}`: the device has to be opened first, which is no work for this scheduler.
     Closed(Id),
+    /// `{:pending, run}`: the GPU is at it, and the results are to be had from `wait`.
+    Pending(Pending),
 }
 
 pub type Answer<T> = Result<T, Instead>;
@@ -57,6 +60,9 @@ pub fn answer<'a>(env: Env<'a>, body: impl FnOnce() -> Answer<Term<'a>>) -> Term
         }
         Ok(Err(Instead::Heavy)) => atoms::heavy().to_term(env),
         Ok(Err(Instead::Closed(id))) => (atoms::closed(), device(env, id)).encode(env),
+        Ok(Err(Instead::Pending(run))) => {
+            (atoms::pending(), programs::pending(env, run)).encode(env)
+        }
         Err(panic) => {
             let message = format!("internal error: panicked: {}", panic_text(&*panic));
             let hint = "this is a bug in Nitrox; please report it with the call that led to it";

@@ -2,6 +2,7 @@
 
 use std::sync::{Mutex, PoisonError, RwLock};
 
+use nitrox_engine::cuda::Cuda;
 use nitrox_engine::device::Id;
 use nitrox_engine::{Device, Error};
 use rustler::{Atom, Encoder, Env, Term};
@@ -62,9 +63,20 @@ pub fn open<'a>(env: Env<'a>, device: Term<'a>, limit: Term<'a>) -> Answer<Term<
     }
 }
 
-/// `[{ordinal, name, memory, {major, minor}}]`: the GPUs that the driver shows.
-pub fn cuda_devices<'a>(env: Env<'a>) -> Answer<Term<'a>> {
-    Ok(Vec::<Term>::new().encode(env))
+/// How many GPUs the driver shows.
+pub fn cuda_count<'a>(env: Env<'a>) -> Answer<Term<'a>> {
+    Ok(Cuda::count()?.encode(env))
+}
+
+/// `{name, memory, {major, minor}}` of an open GPU, `nil` for the CPU.
+pub fn device_info<'a>(env: Env<'a>, device: Term<'a>) -> Answer<Term<'a>> {
+    Ok(match get(device)? {
+        Device::Cpu(_) => atoms::nil().to_term(env),
+        Device::Cuda(cuda) => {
+            let props = cuda.props();
+            (props.name.as_str(), props.memory, (props.major, props.minor)).encode(env)
+        }
+    })
 }
 
 pub fn synchronize<'a>(env: Env<'a>, device: Term<'a>) -> Answer<Term<'a>> {

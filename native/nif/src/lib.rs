@@ -5,8 +5,10 @@
 
 mod answer;
 mod devices;
+mod programs;
 mod tensors;
 mod term;
+mod weights;
 
 use rustler::{Env, Term};
 
@@ -26,7 +28,8 @@ macro_rules! nifs {
 
 nifs! {
     "DirtyIo" open(device, memory_limit) => devices::open;
-    "DirtyIo" cuda_devices() => devices::cuda_devices;
+    "DirtyIo" cuda_count() => devices::cuda_count;
+    "Normal" device_info(device) => devices::device_info;
     "DirtyIo" synchronize(device) => devices::synchronize;
     "DirtyIo" trim(device) => devices::trim;
     "Normal" memory_stats(device) => devices::memory_stats;
@@ -43,6 +46,21 @@ nifs! {
     "DirtyCpu" run_dirty(device, op, inputs) => tensors::run, Dirty;
     "Normal" infer(op, specs) => tensors::infer_specs;
     "DirtyCpu" explain(device, op, specs) => tensors::explain;
+
+    "DirtyCpu" compile(device, graph, params, state, options) => programs::compile;
+    "Normal" program_info(program) => programs::program_info;
+    "Normal" program_run(program, feeds) => programs::run, Normal;
+    "DirtyCpu" program_run_dirty(program, feeds) => programs::run, Dirty;
+    "DirtyCpu" session_new(program) => programs::session_new;
+    "Normal" session_step(session, feeds) => programs::step, Normal;
+    "DirtyCpu" session_step_dirty(session, feeds) => programs::step, Dirty;
+    "DirtyCpu" session_snapshot(session) => programs::snapshot;
+    "DirtyCpu" session_restore(session, state) => programs::restore;
+    "DirtyCpu" session_fork(session) => programs::fork;
+    "DirtyIo" wait(run) => programs::wait;
+
+    "DirtyIo" weights_open(path) => weights::open;
+    "DirtyIo" weights_fetch(weights, name, device) => weights::fetch;
 }
 
 rustler::init!("Elixir.Nitrox.Native");

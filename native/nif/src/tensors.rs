@@ -82,9 +82,14 @@ pub fn is_nil(term: Term) -> bool {
     term.is_atom() && rustler::Atom::from_term(term).is_ok_and(|a| a == atoms::nil())
 }
 
-/// `{{:f, 32}, [1, 288]}`
+/// `{{:f, 32}, [1, 288]}`. `what` is empty or ends in a dot.
 pub fn spec(what: &str, term: Term) -> Answer<Spec> {
-    let (dtype, shape): (DType, Vec<usize>) = decode(what, term)?;
+    let Ok((dtype, shape)) = term.decode::<(Term, Term)>() else {
+        let error = DecodeError::expected("{type, shape}, the shape a list", term);
+        return Err(error.of(what.trim_end_matches('.')).into());
+    };
+    let dtype: DType = decode(&format!("{what}type"), dtype)?;
+    let shape: Vec<usize> = decode(&format!("{what}shape"), shape)?;
     Ok(Spec::new(dtype, shape)?)
 }
 
@@ -117,7 +122,7 @@ pub fn from_binary<'a>(
     bytes: Term<'a>,
 ) -> Answer<Term<'a>> {
     let device = devices::get(device)?;
-    let spec = spec("spec", spec_of)?;
+    let spec = spec("", spec_of)?;
     let bytes = Binary::from_term(bytes)
         .map_err(|_| DecodeError::expected("a binary", bytes).of("from_binary"))?;
     copies_inline(on, &device, bytes.as_slice().len())?;
@@ -186,7 +191,7 @@ pub fn run<'a>(
 /// The specs of an op's outputs: `[{type, shape}]`.
 pub fn infer_specs<'a>(env: Env<'a>, op: Term<'a>, specs: Term<'a>) -> Answer<Term<'a>> {
     let op: Op = decode("op", op)?;
-    let specs = optional("specs", specs, spec)?;
+    let specs = optional("inputs", specs, |what, term| spec(&format!("{what}."), term))?;
     let inputs: Vec<_> = specs.iter().map(Option::as_ref).collect();
     let outputs: Vec<_> = infer(&op, &inputs)?.iter().map(|s| spec_term(env, s)).collect();
     Ok(outputs.encode(env))
@@ -201,7 +206,7 @@ pub fn explain<'a>(
 ) -> Answer<Term<'a>> {
     let device = devices::get(device)?;
     let op: Op = decode("op", op)?;
-    let specs = optional("specs", specs, spec)?;
+    let specs = optional("inputs", specs, |what, term| spec(&format!("{what}."), term))?;
     let inputs: Vec<_> = specs.iter().map(Option::as_ref).collect();
     let explanation = device.explain(&op, &inputs)?;
     Ok((explanation.variant, explanation.why, explanation.launches).encode(env))

@@ -25,9 +25,8 @@ pub fn describe(term: Term) -> String {
 
 fn describe_to(term: Term, depth: usize) -> String {
     match term.get_type() {
-        TermType::Atom => match atom_text(term).as_deref() {
-            Some(word @ ("nil" | "true" | "false")) => word.into(),
-            Some(word) => format!(":{word}"),
+        TermType::Atom => match atom_text(term) {
+            Some(word) => atom_literal(&word),
             None => "an atom".into(),
         },
         TermType::Integer => match (term.decode::<i64>(), term.decode::<u64>()) {
@@ -35,7 +34,7 @@ fn describe_to(term: Term, depth: usize) -> String {
             (_, Ok(n)) => n.to_string(),
             _ => "an integer beyond 64 bits".into(),
         },
-        TermType::Float => term.decode::<f64>().map_or_else(|_| "a float".into(), float_text),
+        TermType::Float => term.decode::<f64>().map_or("a float".into(), |x| format!("{x:?}")),
         TermType::Binary => match Binary::from_term(term) {
             Ok(bytes) => match std::str::from_utf8(bytes.as_slice()) {
                 Ok(text) if text.len() <= 40 && !text.contains(char::is_control) => {
@@ -63,8 +62,11 @@ fn describe_to(term: Term, depth: usize) -> String {
     }
 }
 
-fn float_text(x: f64) -> String {
-    format!("{x:?}")
+fn atom_literal(word: &str) -> String {
+    match word {
+        "nil" | "true" | "false" => word.into(),
+        _ => format!(":{word}"),
+    }
 }
 
 /// `None` for what is no atom, and for an atom outside Latin-1 (no word of ours is).
@@ -143,6 +145,7 @@ impl fmt::Display for DecodeError {
         let mut subject = String::new();
         for segment in self.path.iter().rev() {
             match segment {
+                Segment::Field(name) if name.is_empty() => {}
                 Segment::Field(name) if subject.is_empty() => subject.push_str(name),
                 Segment::Field(name) => {
                     subject.push('.');
@@ -163,7 +166,7 @@ impl fmt::Display for DecodeError {
             Problem::Type { expected, got } if bare => write!(f, "expected {expected}, got {got}"),
             Problem::Type { expected, got } => write!(f, "{subject} must be {expected}, got {got}"),
             Problem::Variant { got, expected } => {
-                write!(f, "unknown variant :{got}")?;
+                write!(f, "unknown variant {}", atom_literal(got))?;
                 if !bare {
                     write!(f, " for {subject}")?;
                 }
@@ -506,9 +509,9 @@ impl<'a> Content<'a> {
         match self.terms {
             Some(terms) if terms.len() == count => Ok((self.tag, terms)),
             terms => {
-                let got = terms.map_or("none".into(), |t| t.len().to_string());
-                let expected = format!("{count} values beside :{}", self.tag);
-                Err(DecodeError::expected_text(expected, got))
+                let got = terms.map_or(0, |t| t.len());
+                let message = format!(":{} takes {count} value(s) beside it, got {got}", self.tag);
+                Err(DecodeError::new(Problem::Custom(message)))
             }
         }
     }
