@@ -190,7 +190,8 @@ macro_rules! sixteen_bit {
 
             #[inline(always)]
             fn from_i64(v: i64) -> $t {
-                Self::from_f64(v as f64)
+                // Not half's own `from_f64`, which looks at the first 20 bits of the fraction only.
+                <Self as Convert>::from_f64(v as f64)
             }
 
             #[inline(always)]
