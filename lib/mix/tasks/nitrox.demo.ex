@@ -134,8 +134,8 @@ defmodule Mix.Tasks.Nitrox.Demo do
 
   defp introduction(opts, characters) do
     """
-    Three networks trained on the King James Bible read #{grouped(characters)} characters they have
-    not seen, one a frame, then write. On #{inspect(opts.device)}; state and weights stay there.
+    Networks trained on the King James Bible read #{grouped(characters)} characters they have not seen,
+    one a frame, then write on their own. Weights and state stay on #{inspect(opts.device)}.
     """
   end
 
@@ -180,9 +180,16 @@ defmodule Mix.Tasks.Nitrox.Demo do
     """
   end
 
-  defp indent(text), do: text |> String.trim() |> String.replace(~r/^/m, "    │ ")
+  # Broken at spaces, into lines of at most 76 characters.
+  defp indent(text) do
+    text
+    |> String.trim()
+    |> String.replace(~r/(.{1,76})(?:\s+|$)/u, "    │ \\1\n")
+    |> String.trim_trailing()
+  end
 
-  defp complaints(result) do
+  @doc false
+  def complaints(result) do
     off = abs(result.bits_per_character - result.reference_bits_per_character)
 
     [

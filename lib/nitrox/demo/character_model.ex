@@ -28,7 +28,19 @@ defmodule Nitrox.Demo.CharacterModel do
   measured.
   """
   def run(name, golden, opts, progress) do
-    Task.await(Task.async(fn -> run_here(name, golden, opts, progress) end), :infinity)
+    task =
+      Task.async(fn ->
+        try do
+          {:ok, run_here(name, golden, opts, progress)}
+        rescue
+          error in Nitrox.Error -> {:error, error}
+        end
+      end)
+
+    case Task.await(task, :infinity) do
+      {:ok, result} -> result
+      {:error, error} -> raise error
+    end
   end
 
   defp run_here(name, golden, opts, progress) do
@@ -45,7 +57,7 @@ defmodule Nitrox.Demo.CharacterModel do
 
     charset = backbone.metadata["charset"] |> String.graphemes() |> List.to_tuple()
     Session.restore(session, start)
-    {times, written} = frames(name, session, opts.frames, opts.paced && opts.fps, progress)
+    {times, written} = frames(name, session, opts.frames, if(opts.paced, do: opts.fps), progress)
 
     paced =
       if not opts.paced do
