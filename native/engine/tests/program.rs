@@ -332,7 +332,7 @@ fn random_graph(random: &mut Random) -> (Graph, usize, usize) {
     let mut nodes = Vec::new();
     for _ in 0..random.below(14) {
         // Recent values more often, so that chains form.
-        let mut pick = |random: &mut Random| {
+        let pick = |random: &mut Random| {
             let from = if random.below(2) == 0 { known.len().saturating_sub(3) } else { 0 };
             known[from + random.below(known.len() - from)]
         };

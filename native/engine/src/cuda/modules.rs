@@ -7,13 +7,14 @@ use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use cudarc::driver::sys::{CUfunction, CUmodule};
+use cudarc::driver::sys::{CUfunction, CUfunction_attribute, CUmodule, CUstreamCaptureMode};
 use once_cell::sync::OnceCell;
 
-use super::cache;
+use super::cache::{Cache, Origin};
 use super::driver::{Dead, Driver, code, cu};
 use super::nvrtc::Nvrtc;
 use super::props::Props;
+use super::sources;
 use crate::error::{Error, Result};
 use crate::spec::DType;
 
@@ -23,11 +24,18 @@ pub struct Module {
     /// As in [`super::sources::SOURCES`]: `"norm/norm.cu"`.
     pub source: &'static str,
     pub defines: Vec<(&'static str, String)>,
+    /// The text itself, where it is not one of ours.
+    text: Option<Arc<str>>,
 }
 
 impl Module {
     pub fn new(source: &'static str) -> Self {
-        Module { source, defines: Vec::new() }
+        Module { source, defines: Vec::new(), text: None }
+    }
+
+    /// A kernel that is not embedded; it may include our headers. `name` is for messages.
+    pub fn with_text(name: &'static str, text: impl Into<Arc<str>>) -> Self {
+        Module { text: Some(text.into()), ..Module::new(name) }
     }
 
     /// For one storage type, which the source calls `T`.
@@ -38,6 +46,11 @@ impl Module {
     pub fn define(mut self, name: &'static str, value: impl fmt::Display) -> Self {
         self.defines.push((name, value.to_string()));
         self
+    }
+
+    pub(super) fn text(&self) -> Result<&str> {
+        let text = self.text.as_deref().or_else(|| sources::source(self.source));
+        text.ok_or_else(|| Error::Internal(format!("there is no source {}", self.source)))
     }
 }
 
@@ -73,6 +86,11 @@ impl Function {
         self.0.raw
     }
 
+    /// Whether both are one and the same.
+    pub fn same(&self, other: &Function) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// Registers a thread takes.
     pub fn registers(&self) -> u32 {
         self.0.registers
@@ -81,7 +99,8 @@ impl Function {
     /// Opts in to large dynamic shared memory, once, where `bytes` ask for it.
     pub(super) fn allow_shared(&self, driver: &Driver, props: &Props, bytes: u32) -> Result<()> {
         const WITHOUT_ASKING: u32 = 48 << 10;
-        const MAX_DYNAMIC_SHARED: u32 = 8;
+        const MAX_DYNAMIC_SHARED: u32 =
+            CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as u32;
         if bytes <= WITHOUT_ASKING || self.0.opted_in.load(Ordering::Relaxed) {
             return Ok(());
         }
@@ -113,6 +132,7 @@ pub(super) struct Modules {
     /// The CUDA version that the driver is for.
     version: (u32, u32),
     nvrtc: OnceCell<Arc<Nvrtc>>,
+    cache: Cache,
     slots: RwLock<HashMap<Module, Arc<Slot>>>,
 }
 
@@ -134,7 +154,8 @@ unsafe impl Sync for Loaded {}
 impl Modules {
     pub fn new(driver: &Arc<Driver>, props: &Props, version: (u32, u32)) -> Self {
         let (nvrtc, slots) = Default::default();
-        Modules { driver: Arc::clone(driver), arch: props.arch(), version, nvrtc, slots }
+        let (driver, arch, cache) = (Arc::clone(driver), props.arch(), Cache::from_env());
+        Modules { driver, arch, version, nvrtc, cache, slots }
     }
 
     /// Whether a launch from `module` would have nothing to compile or load.
@@ -165,6 +186,15 @@ impl Modules {
         Ok(functions.entry(name).or_insert(function).clone())
     }
 
+    /// The compiler, opened at the first need.
+    pub fn nvrtc(&self) -> Result<&Arc<Nvrtc>> {
+        self.nvrtc.get_or_try_init(|| Nvrtc::find(Some(self.version), &self.arch))
+    }
+
+    pub fn version(&self) -> (u32, u32) {
+        self.version
+    }
+
     fn slot(&self, module: &Module) -> Arc<Slot> {
         {
             let slots = self.slots.read().unwrap_or_else(PoisonError::into_inner);
@@ -177,19 +207,18 @@ impl Modules {
     }
 
     fn load(&self, module: &Module) -> Result<Loaded> {
-        let nvrtc = self.nvrtc.get_or_try_init(|| Nvrtc::find(Some(self.version), &self.arch))?;
-        let entry = cache::Entry::of(module, &self.arch, nvrtc)?;
-        if let Some(cubin) = entry.read() {
-            match self.load_cubin(&cubin) {
-                // Sound by its checksum and yet no module to this driver: built anew.
-                Err(LoadError::Refused(_)) => {}
-                Err(LoadError::Other(error)) => return Err(error),
-                Ok(loaded) => return Ok(loaded),
+        // Nothing is compiled for a device that is lost.
+        self.driver.enter()?;
+        let nvrtc = self.nvrtc()?;
+        let (cubin, origin) = self.cache.cubin(nvrtc, module, &self.arch)?;
+        let loaded = match self.load_cubin(&cubin) {
+            // Sound by its hash and yet no module to this driver: built anew.
+            Err(LoadError::Refused(_)) if origin == Origin::Disk => {
+                self.load_cubin(&self.cache.rebuild(nvrtc, module, &self.arch)?)
             }
-        }
-        let cubin = nvrtc.compile(module, &self.arch)?;
-        entry.write(&cubin);
-        self.load_cubin(&cubin).map_err(|error| match error {
+            other => other,
+        };
+        loaded.map_err(|error| match error {
             LoadError::Refused(message) => {
                 Error::Driver { call: "cuModuleLoadData", message: format!("{module}: {message}") }
             }
@@ -223,8 +252,8 @@ enum LoadError {
 
 impl Loaded {
     fn find(&self, module: &Module, name: &'static str) -> Result<Function> {
-        const SHARED: u32 = 1;
-        const REGISTERS: u32 = 4;
+        const SHARED: u32 = CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES as u32;
+        const REGISTERS: u32 = CUfunction_attribute::CU_FUNC_ATTRIBUTE_NUM_REGS as u32;
         let text = CString::new(name).map_err(|e| Error::Internal(e.to_string()))?;
         let mut raw = ptr::null_mut();
         let _relaxed = Relaxed::enter(&self.driver)?;
@@ -268,7 +297,7 @@ struct Relaxed<'a> {
 
 impl<'a> Relaxed<'a> {
     fn enter(driver: &'a Driver) -> Result<Self> {
-        const RELAXED: u32 = 2;
+        const RELAXED: u32 = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED as u32;
         let mut mode = RELAXED;
         // SAFETY: `mode` is ours; the driver puts the mode that was into it.
         unsafe { cu!(driver, cuThreadExchangeStreamCaptureMode(&mut mode)) }?;
