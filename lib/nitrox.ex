@@ -95,7 +95,7 @@ defmodule Nitrox do
   @doc "A shape and a type with no elements: what `Nitrox.Program.compile/3` traces a function on."
   @doc group: "Handles"
   @spec template(shape(), type()) :: Nitrox.Template.t()
-  defdelegate template(shape, type), to: Tensor
+  defdelegate template(shape, type), to: Template, as: :new
 
   @doc "A copy with memory of its own, on the device given or on its own."
   @doc group: "Handles"
