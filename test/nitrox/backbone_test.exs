@@ -184,6 +184,14 @@ defmodule Nitrox.BackboneTest do
     end
   end
 
+  test "inspecting one shows its shape, not its weights" do
+    backbone =
+      Backbone.init(:mlp, input: {:tokens, 11, 6}, context: 5, hidden: [16, 8], outputs: 11)
+
+    assert inspect(backbone) ==
+             "#Nitrox.Backbone<mlp, tokens of 11, the last 5 frames -> 16 -> 8 -> 11, f32 on :cpu>"
+  end
+
   test "a seed is the weights" do
     config = [input: {:features, 4}, hidden: [8], outputs: 3]
 

@@ -141,7 +141,7 @@ defmodule Mix.Tasks.Nitrox.Demo do
 
   defp describe(result, opts) do
     """
-    #{result.name}  #{shape(result.backbone)}
+    #{result.name}  #{shape(result)}
       bits per character  #{decimals(result.bits_per_character, 4)}   PyTorch #{decimals(result.reference_bits_per_character, 4)}
       largest difference  #{scientific(result.max_logit_difference)}, of a logit from PyTorch's
       a frame             #{times(result.frame_us)}
@@ -152,11 +152,11 @@ defmodule Mix.Tasks.Nitrox.Demo do
     """
   end
 
-  defp shape(backbone) do
-    {:tokens, vocabulary, width} = backbone.input
-    seen = if backbone.context, do: "the last #{backbone.context.length} characters, ", else: ""
+  defp shape(result) do
+    {:tokens, vocabulary, width} = result.input
+    seen = if result.context, do: "the last #{result.context} characters, ", else: ""
 
-    "#{seen}#{vocabulary} characters as #{width} numbers, layers of #{Enum.join(backbone.hidden, " and ")}"
+    "#{seen}#{vocabulary} characters as #{width} numbers, layers of #{Enum.join(result.hidden, " and ")}"
   end
 
   defp times(us) do

@@ -2,7 +2,7 @@ defmodule Nitrox.Demo.CharacterModel do
   @moduledoc false
   # One trained network of the demo: compared with PyTorch, timed frame by frame, made to write.
 
-  alias Nitrox.{Backbone, Program, Session, Weights}
+  alias Nitrox.{Backbone, Session, Weights}
   alias Nitrox.Demo.Timing
 
   @names ~w(mlp lstm gru)
@@ -47,8 +47,7 @@ defmodule Nitrox.Demo.CharacterModel do
     progress.("#{name}: loading")
     before = memory(opts.device)
     backbone = Backbone.load(path(name), device: opts.device)
-    program = Backbone.program(backbone, sample: opts.sample)
-    session = Session.new(program)
+    session = Backbone.session(backbone, sample: opts.sample)
     :erlang.garbage_collect()
     held = memory(opts.device) - before
     start = Session.snapshot(session)
@@ -72,8 +71,9 @@ defmodule Nitrox.Demo.CharacterModel do
 
     %{
       name: name,
-      backbone: %{backbone | params: map_size(backbone.params)},
-      info: Program.info(program),
+      input: backbone.input,
+      context: backbone.context && backbone.context.length,
+      hidden: backbone.hidden,
       bits_per_character: bits,
       reference_bits_per_character: reference_bits(golden, name),
       max_logit_difference: difference,
