@@ -243,7 +243,7 @@ defmodule Mix.Tasks.Nitrox.Demo do
 
   # A terminal shows one line that is written over; a log gets none of them.
   defp progress(text) do
-    if match?({:ok, _}, :io.columns()), do: IO.write(["\r\e[2K", text || ""])
+    if IO.ANSI.enabled?(), do: IO.write(["\r\e[2K", text || ""])
   end
 
   defp say(text), do: Mix.shell().info(text)
