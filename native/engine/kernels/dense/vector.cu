@@ -5,6 +5,7 @@
 // first are under way before x is there. x lies in shared memory as f32. The partial sums meet by
 // shuffles, then across warps, always in the same order.
 
+#include "common/wide.cuh"
 #include "dense/epilogue.cuh"
 
 constexpr int THREADS = 256;
@@ -20,7 +21,7 @@ __device__ __forceinline__ void product(const T* x, const T* w, Epilogue<T> end,
     static_assert(SPAN % (DEPTH * THREADS / 2) == 0, "a batch would straddle spans");
     __shared__ __align__(16) f32 xs[SPAN * ROWS];
     __shared__ f32 part[WARPS][ROWS][MAX_COLUMNS];
-    typedef Pack<T, VEC> Row;
+    typedef Wide<T, VEC> Row;
 
     const int n = end.columns;
     const int tid = threadIdx.x;
@@ -36,10 +37,9 @@ __device__ __forceinline__ void product(const T* x, const T* w, Epilogue<T> end,
         for (int d = 0; d < DEPTH; d++) {
             const int at = row + d * stride;
             if (live && at < k) {
-                ahead[d] = *(const Row*)(w + (s64)at * n + column);
+                ahead[d].load(w + (s64)at * n + column);
             } else {
-#pragma unroll
-                for (int v = 0; v < VEC; v++) ahead[d].at[v] = from_f32<T>(0.f);
+                ahead[d].zero();
             }
         }
     };
@@ -69,7 +69,7 @@ __device__ __forceinline__ void product(const T* x, const T* w, Epilogue<T> end,
                 const f32* xk = xs + (at + d * stride + first) * ROWS;
 #pragma unroll
                 for (int v = 0; v < VEC; v++) {
-                    const f32 wv = to_f32(now[d].at[v]);
+                    const f32 wv = now[d].at(v);
 #pragma unroll
                     for (int r = 0; r < ROWS; r++) sum[r][v] = fmaf(xk[r], wv, sum[r][v]);
                 }

@@ -5,6 +5,7 @@
 // gate each for a few neighbouring units; the block's threads take 16 or 32 rows at a time, DEPTH
 // loads of 16 bytes in flight each. The weights of a step are read once for ROWS rows.
 
+#include "common/wide.cuh"
 #include "recurrent/cell.cuh"
 
 constexpr int THREADS = 256;
@@ -34,7 +35,7 @@ template <int ROWS, int VEC> __device__ __forceinline__ void step(const Step& p)
     constexpr int SPAN = 4096 / ROWS;
     __shared__ __align__(16) f32 xs[SPAN * ROWS];
     __shared__ f32 part[WARPS][4][ROWS][MAX_UNITS];
-    typedef Pack<T, VEC> Row;
+    typedef Wide<T, VEC> Row;
 
     const int tid = threadIdx.x;
     const int units = p.lanes * VEC;
@@ -60,10 +61,9 @@ template <int ROWS, int VEC> __device__ __forceinline__ void step(const Step& p)
                 const bool is_x = at < p.input;
                 const T* w = is_x ? p.wi : p.wh;
                 const s64 row = is_x ? at : at - p.input;
-                ahead[d] = *(const Row*)(w + (row * GATES + gate) * p.hidden + unit);
+                ahead[d].load(w + (row * GATES + gate) * p.hidden + unit);
             } else {
-#pragma unroll
-                for (int v = 0; v < VEC; v++) ahead[d].at[v] = from_f32<T>(0.f);
+                ahead[d].zero();
             }
         }
     };
@@ -122,7 +122,7 @@ template <int ROWS, int VEC> __device__ __forceinline__ void step(const Step& p)
                 const f32* xk = xs + (at + d * stride + first) * ROWS;
 #pragma unroll
                 for (int v = 0; v < VEC; v++) {
-                    const f32 w = to_f32(now[d].at[v]);
+                    const f32 w = now[d].at(v);
 #pragma unroll
                     for (int r = 0; r < ROWS; r++) sum[r][v] = fmaf(xk[r], w, sum[r][v]);
                 }

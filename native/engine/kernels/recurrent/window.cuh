@@ -43,21 +43,32 @@ __device__ __forceinline__ void publish(u64* p, f32 value, u32 step) {
     asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(p), "l"(word) : "memory");
 }
 
-// Waits for `count` words of `step` and gives each to `take(index, value)`.
+// Waits for `count` words of `step` and gives each to `take(index, value)`, in ascending order.
+// All words of a batch are asked for again together: one after the other would cost a trip through
+// L2 each.
 template <class Take>
 __device__ __forceinline__ void receive(const u64* words, int count, u32 step, Take take) {
-    constexpr int DEPTH = 8;
+    constexpr int DEPTH = 16;
     for (int base = threadIdx.x; base < count; base += DEPTH * THREADS) {
         u64 word[DEPTH];
 #pragma unroll
-        for (int d = 0; d < DEPTH; d++)
-            if (base + d * THREADS < count) word[d] = read_word(words + base + d * THREADS);
+        for (int d = 0; d < DEPTH; d++) word[d] = 0;
+        bool all;
+        do {
+#pragma unroll
+            for (int d = 0; d < DEPTH; d++) {
+                const int i = base + d * THREADS;
+                if (i < count && (u32)(word[d] >> 32) != step) word[d] = read_word(words + i);
+            }
+            all = true;
+#pragma unroll
+            for (int d = 0; d < DEPTH; d++)
+                all &= base + d * THREADS >= count || (u32)(word[d] >> 32) == step;
+        } while (!all);
 #pragma unroll
         for (int d = 0; d < DEPTH; d++) {
             const int i = base + d * THREADS;
-            if (i >= count) break;
-            while ((u32)(word[d] >> 32) != step) word[d] = read_word(words + i);
-            take(i, __uint_as_float((u32)word[d]));
+            if (i < count) take(i, __uint_as_float((u32)word[d]));
         }
     }
 }
