@@ -19,7 +19,7 @@ __device__ __forceinline__ void product(const T* x, const T* w, Epilogue<T> end,
     // A span holds whole batches of DEPTH · THREADS / lanes rows of w, for lanes of at least 2.
     constexpr int SPAN = 4096 / ROWS;
     static_assert(SPAN % (DEPTH * THREADS / 2) == 0, "a batch would straddle spans");
-    __shared__ __align__(16) f32 xs[SPAN * ROWS];
+    __shared__ __align__(32) f32 xs[SPAN * ROWS];
     __shared__ f32 part[WARPS][ROWS][MAX_COLUMNS];
     typedef Wide<T, VEC> Row;
 
@@ -51,12 +51,14 @@ __device__ __forceinline__ void product(const T* x, const T* w, Epilogue<T> end,
         // Zeros to the end of the last batch: what pads w is multiplied with what pads x.
         const int batch = DEPTH * stride;
         const int width = min(SPAN, (k - base + batch - 1) / batch * batch);
+        for (int i = tid; i < width; i += THREADS) {
+            Pack<f32, ROWS> column;
 #pragma unroll
-        for (int r = 0; r < ROWS; r++) {
-            for (int i = tid; i < width; i += THREADS) {
+            for (int r = 0; r < ROWS; r++) {
                 const bool in = r < rows && base + i < k;
-                xs[i * ROWS + r] = in ? to_f32(x[(s64)r * k + base + i]) : 0.f;
+                column.at[r] = in ? to_f32(x[(s64)r * k + base + i]) : 0.f;
             }
+            *(Pack<f32, ROWS>*)(xs + i * ROWS) = column;
         }
         __syncthreads();
         for (int at = 0; at < width; at += batch) {

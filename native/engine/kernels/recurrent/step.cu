@@ -33,7 +33,7 @@ struct Step {
 template <int ROWS, int VEC> __device__ __forceinline__ void step(const Step& p) {
     constexpr int DEPTH = ROWS >= 8 ? 4 : 8;
     constexpr int SPAN = 4096 / ROWS;
-    __shared__ __align__(16) f32 xs[SPAN * ROWS];
+    __shared__ __align__(32) f32 xs[SPAN * ROWS];
     __shared__ f32 part[WARPS][4][ROWS][MAX_UNITS];
     typedef Wide<T, VEC> Row;
 
@@ -98,18 +98,20 @@ template <int ROWS, int VEC> __device__ __forceinline__ void step(const Step& p)
         if (base) __syncthreads();
         // Zeros to the end of the last batch: what pads the weights is multiplied with these.
         const int width = min(SPAN, (total - base + batch - 1) / batch * batch);
+        for (int i = tid; i < width; i += THREADS) {
+            const int k = base + i;
+            Pack<f32, ROWS> column;
 #pragma unroll
-        for (int r = 0; r < ROWS; r++) {
-            for (int i = tid; i < width; i += THREADS) {
-                const int k = base + i;
-                f32 value = 0.f;
+            for (int r = 0; r < ROWS; r++) {
+                column.at[r] = 0.f;
                 if (r < rows && k < p.input) {
-                    value = to_f32(p.x[(row0 + r) * p.x_stride + k]);
+                    column.at[r] = to_f32(p.x[(row0 + r) * p.x_stride + k]);
                 } else if (r < rows && k < total) {
-                    value = read_state(p.h, p.in_f32, (s64)(row0 + r) * p.hidden + k - p.input);
+                    const s64 at = (s64)(row0 + r) * p.hidden + k - p.input;
+                    column.at[r] = read_state(p.h, p.in_f32, at);
                 }
-                xs[i * ROWS + r] = value;
             }
+            *(Pack<f32, ROWS>*)(xs + i * ROWS) = column;
         }
         __syncthreads();
         for (int at = 0; at < width; at += batch) {

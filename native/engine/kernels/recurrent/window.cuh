@@ -46,9 +46,8 @@ __device__ __forceinline__ void publish(u64* p, f32 value, u32 step) {
 // Waits for `count` words of `step` and gives each to `take(index, value)`, in ascending order.
 // All words of a batch are asked for again together: one after the other would cost a trip through
 // L2 each.
-template <class Take>
-__device__ __forceinline__ void receive(const u64* words, int count, u32 step, Take take) {
-    constexpr int DEPTH = 16;
+template <int DEPTH, class Take>
+__device__ __forceinline__ void receive_by(const u64* words, int count, u32 step, Take take) {
     for (int base = threadIdx.x; base < count; base += DEPTH * THREADS) {
         u64 word[DEPTH];
 #pragma unroll
@@ -71,6 +70,12 @@ __device__ __forceinline__ void receive(const u64* words, int count, u32 step, T
             if (i < count) take(i, __uint_as_float((u32)word[d]));
         }
     }
+}
+
+template <class Take>
+__device__ __forceinline__ void receive(const u64* words, int count, u32 step, Take take) {
+    if (count <= 4 * THREADS) receive_by<4>(words, count, step, take);
+    else receive_by<16>(words, count, step, take);
 }
 
 // What one thread finishes in a pass: a unit of a row, in every step.
