@@ -1,19 +1,25 @@
 // A whole window in one launch: what the f32 kernel and the tensor core kernel share.
 //
-// Blocks stay for all steps. The grid is (units, rows): a block owns `units` hidden units with all
-// their gates, whose recurrent weights it keeps in shared memory, for a share of the batch. Each
-// step needs the whole h of those rows, so the blocks of one share hand each other their part
-// through global memory. Every value travels with the number of its step in one 8-byte word, so
-// that a reader who sees the number has the value: no fence, no barrier, one trip through L2 a
-// step. Two buffers take turns; nobody writes one before all have read what it held two steps ago,
-// since to write step s + 2 a block needs all of step s + 1, which each writes after reading s.
-// The words are zeroed before the launch, and the launch is cooperative: blocks wait for others.
+// Blocks stay for all steps. The grid is (units, shares): a block owns UNITS hidden units with all
+// their gates, whose recurrent weights it keeps in shared memory, for a share of the batch's rows.
+// Each step needs the whole h of those rows, so the blocks of a share hand each other their part
+// through global memory, in two buffers that take turns. The launch is cooperative: blocks wait
+// for others.
+//
+// For one or two rows (-DROWS=1) every value travels with the number of its step in one 8-byte
+// word, so that a reader who sees the number has the value: no fence, no barrier, one trip through
+// L2 a step. Nobody overwrites a word that someone has yet to read: to write step s + 2 a block
+// needs all of step s + 1, which each block writes after reading s. The words are zeroed before the
+// launch. With more rows so much polling would hold up the writers, so the values go plainly and
+// the blocks of a share meet at a counter once a step.
 #pragma once
 
 #include "recurrent/cell.cuh"
 
 constexpr int THREADS = 256;
 constexpr int WARPS = THREADS / WARP;
+constexpr int COUNTER_PITCH = 32;
+constexpr bool WORDS = ROWS == 1;
 
 struct Window {
     const T* wh;          // {hidden, GATES · hidden}
@@ -25,8 +31,9 @@ struct Window {
     T* seq;         // {batch, steps, hidden}
     void* c_out;
     void* h_out;
-    u64* exchange; // [2][rows padded to passes of all shares][hidden]
-    s64 exchange_words; // of one of the two buffers
+    void* exchange;   // two buffers, and in each a region for every share
+    u32* arrived;     // a counter every COUNTER_PITCH, one a share; zeroed before the launch
+    s64 share_values; // values of h in a share's region
     int batch, steps, hidden;
     int state_f32, reverse;
     int share; // rows of the batch a share has
@@ -38,16 +45,78 @@ __device__ __forceinline__ u64 read_word(const u64* p) {
     asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(word) : "l"(p) : "memory");
     return word;
 }
-__device__ __forceinline__ void publish(u64* p, f32 value, u32 step) {
-    const u64 word = (u64)step << 32 | __float_as_uint(value);
-    asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(p), "l"(word) : "memory");
+
+// Values that other blocks wrote in this launch: past L1, which does not see them.
+__device__ __forceinline__ float4 read_quad(const f32* p) {
+    float4 q;
+    asm volatile("ld.relaxed.gpu.global.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(q.x), "=f"(q.y), "=f"(q.z), "=f"(q.w) : "l"(p) : "memory");
+    return q;
 }
+__device__ __forceinline__ f32 read_value(const f32* p) {
+    f32 value;
+    asm volatile("ld.relaxed.gpu.global.f32 %0, [%1];" : "=f"(value) : "l"(p) : "memory");
+    return value;
+}
+
+// The h that a share's blocks hand to each other after `step`, as seen by one of them.
+struct Exchange {
+    char* mine; // this share's region of the first buffer
+    s64 buffer; // bytes from one buffer to the other
+    u32* arrived;
+
+    __device__ __forceinline__ explicit Exchange(const Window& p) {
+        constexpr int SIZE = WORDS ? sizeof(u64) : sizeof(f32);
+        mine = (char*)p.exchange + blockIdx.y * p.share_values * SIZE;
+        buffer = gridDim.y * p.share_values * SIZE;
+        arrived = p.arrived + blockIdx.y * COUNTER_PITCH;
+    }
+    __device__ __forceinline__ u64* words(int step) const {
+        return (u64*)(mine + (step & 1) * buffer);
+    }
+    __device__ __forceinline__ f32* values(int step) const {
+        return (f32*)(mine + (step & 1) * buffer);
+    }
+    __device__ __forceinline__ void put(s64 at, int step, f32 value) const {
+        if (WORDS) {
+            const u64 word = (u64)(step + 1) << 32 | __float_as_uint(value);
+            asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(words(step) + at), "l"(word)
+                         : "memory");
+        } else {
+            values(step)[at] = value;
+        }
+    }
+    // This block has put all its values of a step.
+    __device__ __forceinline__ void arrive() const {
+        if (WORDS) return;
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            __threadfence();
+            asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(arrived) : "memory");
+        }
+    }
+    // All blocks of the share have put theirs of `step`.
+    __device__ __forceinline__ void wait(int step) const {
+        if (WORDS) return;
+        if (threadIdx.x == 0) {
+            const u32 all = gridDim.x * (u32)(step + 1);
+            u32 seen;
+            do {
+                asm volatile("ld.acquire.gpu.global.u32 %0, [%1];"
+                             : "=r"(seen) : "l"(arrived) : "memory");
+            } while ((s32)(seen - all) < 0);
+            __threadfence();
+        }
+        __syncthreads();
+    }
+};
 
 // Waits for `count` words of `step` and gives each to `take(index, value)`, in ascending order.
 // All words of a batch are asked for again together: one after the other would cost a trip through
 // L2 each.
-template <int DEPTH, class Take>
-__device__ __forceinline__ void receive_by(const u64* words, int count, u32 step, Take take) {
+template <class Take>
+__device__ __forceinline__ void receive(const u64* words, int count, int step, Take take) {
+    constexpr int DEPTH = 4;
     for (int base = threadIdx.x; base < count; base += DEPTH * THREADS) {
         u64 word[DEPTH];
 #pragma unroll
@@ -57,12 +126,12 @@ __device__ __forceinline__ void receive_by(const u64* words, int count, u32 step
 #pragma unroll
             for (int d = 0; d < DEPTH; d++) {
                 const int i = base + d * THREADS;
-                if (i < count && (u32)(word[d] >> 32) != step) word[d] = read_word(words + i);
+                if (i < count && (u32)(word[d] >> 32) != step + 1u) word[d] = read_word(words + i);
             }
             all = true;
 #pragma unroll
             for (int d = 0; d < DEPTH; d++)
-                all &= base + d * THREADS >= count || (u32)(word[d] >> 32) == step;
+                all &= base + d * THREADS >= count || (u32)(word[d] >> 32) == step + 1u;
         } while (!all);
 #pragma unroll
         for (int d = 0; d < DEPTH; d++) {
@@ -72,10 +141,20 @@ __device__ __forceinline__ void receive_by(const u64* words, int count, u32 step
     }
 }
 
+// Gives each of `count` fours of values to `take(index, four)`, in ascending order. The loads of a
+// batch are under way together.
 template <class Take>
-__device__ __forceinline__ void receive(const u64* words, int count, u32 step, Take take) {
-    if (count <= 4 * THREADS) receive_by<4>(words, count, step, take);
-    else receive_by<16>(words, count, step, take);
+__device__ __forceinline__ void read_quads(const f32* values, int count, Take take) {
+    constexpr int DEPTH = 8;
+    for (int base = threadIdx.x; base < count; base += DEPTH * THREADS) {
+        float4 q[DEPTH];
+#pragma unroll
+        for (int d = 0; d < DEPTH; d++)
+            if (base + d * THREADS < count) q[d] = read_quad(values + (s64)(base + d * THREADS) * 4);
+#pragma unroll
+        for (int d = 0; d < DEPTH; d++)
+            if (base + d * THREADS < count) take(base + d * THREADS, q[d]);
+    }
 }
 
 // What one thread finishes in a pass: a unit of a row, in every step.
@@ -109,12 +188,12 @@ struct Pair {
         return s;
     }
 
-    // The new state goes to `word` for the other blocks, unless this is the last step.
-    __device__ __forceinline__ void finish(const Window& p, int t, int step, u64* word,
-                                           const Ahead& a, State& state) const {
+    // The new state goes to `to` in the exchange, unless this is the last step.
+    __device__ __forceinline__ void finish(const Window& p, const Exchange& exchange, int t,
+                                           int step, s64 to, const Ahead& a, State& state) const {
         if (!a.kept) state = advance(state, a.sums);
         if (step + 1 < p.steps) {
-            publish(word, state.h, step + 1);
+            exchange.put(to, step, state.h);
         } else {
             const s64 at = row * p.hidden + unit;
             if (GATES == 4) write_state(p.c_out, p.state_f32, at, state.c);

@@ -22,7 +22,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) window(const Window p) {
     const int row0 = blockIdx.y * p.share;
     const int rows = min(p.share, p.batch - row0);
     const int passes = (rows + tile - 1) / tile;
-    u64* const words = p.exchange + (s64)blockIdx.y * ((p.share + tile - 1) / tile) * tile * hidden;
+    const Exchange exchange(p);
 
     // GRU's third sum has no recurrent part.
     f32* const ws = (f32*)w;
@@ -48,9 +48,15 @@ extern "C" __global__ void __launch_bounds__(THREADS) window(const Window p) {
 
     for (int step = 0; step < p.steps; step++) {
         const int t = p.reverse ? p.steps - 1 - step : step;
+        // Read under the wait for h.
+        Pair pair = pair_of(0);
+        Pair::Ahead ahead = pair.ahead(p, t);
+        if (step > 0) exchange.wait(step - 1);
         for (int pass = 0; pass < passes; pass++) {
-            const Pair pair = pair_of(pass);
-            Pair::Ahead ahead = pair.ahead(p, t);
+            if (pass > 0) {
+                pair = pair_of(pass);
+                ahead = pair.ahead(p, t);
+            }
             const int live = min(tile, rows - pass * tile);
             const s64 pass_at = (s64)pass * hidden * tile;
             if (step == 0) {
@@ -59,12 +65,14 @@ extern "C" __global__ void __launch_bounds__(THREADS) window(const Window p) {
                     const s64 at = (s64)(row0 + pass * tile + row) * hidden + k;
                     hs[k * tile + row] = row < live ? read_state(p.h, p.state_f32, at) : 0.f;
                 }
-            } else {
-                // Rows past the batch keep what they had, and nobody reads their sums.
-                const u64* from = words + ((step - 1) & 1) * p.exchange_words + pass_at;
-                receive(from, hidden * live, step, [&](int i, f32 value) {
+            } else if (WORDS) {
+                receive(exchange.words(step - 1), hidden * live, step - 1, [&](int i, f32 value) {
                     hs[live == tile ? i : i / live * tile + i % live] = value;
                 });
+            } else {
+                // Rows past the batch are whatever was there: nobody reads their sums.
+                read_quads(exchange.values(step - 1) + pass_at, hidden * tile / 4,
+                           [&](int i, float4 q) { *(float4*)(hs + i * 4) = q; });
             }
             __syncthreads();
 
@@ -107,10 +115,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) window(const Window p) {
                     ahead.sums.at[2] += s.z;
                     ahead.sums.at[3] += s.w;
                 }
-                u64* to = words + (step & 1) * p.exchange_words + pass_at +
-                          (s64)pair.unit * live + tid / UNITS;
-                pair.finish(p, t, step, to, ahead, states[pass * tile * UNITS + tid]);
+                const int pitch = WORDS ? live : tile;
+                const s64 to = pass_at + (s64)pair.unit * pitch + tid / UNITS;
+                pair.finish(p, exchange, t, step, to, ahead, states[pass * tile * UNITS + tid]);
             }
         }
+        if (step + 1 < p.steps) exchange.arrive();
     }
 }

@@ -5,13 +5,20 @@
 // multiplied as the sum of two 16-bit numbers, so that the recurrent state is not rounded to the
 // storage type on its way round.
 //
-// Compiled for -DUNITS=2, 4, 8 or 16.
+// Compiled for -DUNITS=2, 4, 8 or 16, and -DROWS=1 (a share has two at most) or 16.
 
 #include "common/mma.cuh"
 #include "recurrent/window.cuh"
 
 constexpr int TILE = 16; // rows of a pass
 constexpr int PAD = 8;   // keeps the eight rows that ldmatrix reads in different banks
+
+// value as high + low; an infinite one has no rest.
+__device__ __forceinline__ void split(f32 value, T& high, T& low) {
+    high = from_f32<T>(value);
+    const f32 rest = value - to_f32(high);
+    low = from_f32<T>(rest == rest ? rest : 0.f);
+}
 
 extern "C" __global__ void __launch_bounds__(THREADS) window(const Window p) {
     constexpr int COLUMNS = UNITS * 4;
@@ -31,7 +38,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) window(const Window p) {
     const int row0 = blockIdx.y * p.share;
     const int rows = min(p.share, p.batch - row0);
     const int passes = (rows + TILE - 1) / TILE;
-    u64* const words = p.exchange + (s64)blockIdx.y * ((p.share + TILE - 1) / TILE) * TILE * hidden;
+    const Exchange exchange(p);
 
     const T zero = from_f32<T>(0.f);
     // Columns are units, each with its four sums side by side. In the product, lane l holds rows
@@ -61,28 +68,49 @@ extern "C" __global__ void __launch_bounds__(THREADS) window(const Window p) {
 
     for (int step = 0; step < p.steps; step++) {
         const int t = p.reverse ? p.steps - 1 - step : step;
+        // Read under the wait for h.
+        Pair pair = pair_of(0);
+        Pair::Ahead ahead = pair.ahead(p, t);
+        if (step > 0) exchange.wait(step - 1);
         for (int pass = 0; pass < passes; pass++) {
-            const Pair pair = pair_of(pass);
-            Pair::Ahead ahead = pair.ahead(p, t);
+            if (pass > 0) {
+                pair = pair_of(pass);
+                ahead = pair.ahead(p, t);
+            }
             const int live = min(TILE, rows - pass * TILE);
             const s64 pass_at = (s64)pass * TILE * hidden;
-            // Takes the values at tid, tid + THREADS, … of {live, hidden}, in this order.
-            int row = 0, k = tid;
-            auto keep = [&](int, f32 value) {
-                for (; k >= hidden; k -= hidden) row++;
-                const T h = from_f32<T>(value);
-                const f32 rest = value - to_f32(h);
-                high[row * width + k] = h;
-                low[row * width + k] = from_f32<T>(rest == rest ? rest : 0.f); // infinite h
-                k += THREADS;
+            auto keep = [&](int row, int k, f32 value) {
+                split(value, high[row * width + k], low[row * width + k]);
             };
             if (step == 0) {
                 const s64 at = (s64)(row0 + pass * TILE) * hidden;
-                for (int i = tid; i < live * hidden; i += THREADS)
-                    keep(i, read_state(p.h, p.state_f32, at + i));
+                for (int row = 0; row < live; row++)
+                    for (int k = tid; k < hidden; k += THREADS)
+                        keep(row, k, read_state(p.h, p.state_f32, at + row * hidden + k));
+            } else if (WORDS) {
+                receive(exchange.words(step - 1), live * hidden, step - 1, [&](int i, f32 value) {
+                    const int row = i >= hidden; // of two at most
+                    keep(row, i - row * hidden, value);
+                });
+            } else if (hidden % 4 == 0) {
+                const f32* from = exchange.values(step - 1) + pass_at;
+                const int quads = hidden / 4;
+                int row = 0, quad = tid;
+                read_quads(from, live * quads, [&](int, float4 q) {
+                    for (; quad >= quads; quad -= quads) row++;
+                    const f32 values[4] = {q.x, q.y, q.z, q.w};
+                    Pack<T, 4> h, l;
+#pragma unroll
+                    for (int j = 0; j < 4; j++) split(values[j], h.at[j], l.at[j]);
+                    *(Pack<T, 4>*)(high + row * width + quad * 4) = h;
+                    *(Pack<T, 4>*)(low + row * width + quad * 4) = l;
+                    quad += THREADS;
+                });
             } else {
-                receive(words + ((step - 1) & 1) * p.exchange_words + pass_at, live * hidden, step,
-                        keep);
+                const f32* from = exchange.values(step - 1) + pass_at;
+                for (int row = 0; row < live; row++)
+                    for (int k = tid; k < hidden; k += THREADS)
+                        keep(row, k, read_value(from + row * hidden + k));
             }
             __syncthreads();
 
@@ -119,10 +147,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) window(const Window p) {
                     ahead.sums.at[2] += s.z;
                     ahead.sums.at[3] += s.w;
                 }
-                u64* to = words + (step & 1) * p.exchange_words + pass_at +
-                          (s64)(tid / UNITS) * hidden + pair.unit;
-                pair.finish(p, t, step, to, ahead, states[pass * TILE * UNITS + tid]);
+                const s64 to = pass_at + (s64)(tid / UNITS) * hidden + pair.unit;
+                pair.finish(p, exchange, t, step, to, ahead, states[pass * TILE * UNITS + tid]);
             }
         }
+        if (step + 1 < p.steps) exchange.arrive();
     }
 }
