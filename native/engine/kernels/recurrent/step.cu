@@ -3,12 +3,16 @@
 // A block owns `lanes · VEC` hidden units with all their gates, for up to ROWS rows of the batch,
 // and the whole reduction over x and h. `4 · lanes` threads read one row of the weights, a gate
 // each for a few neighbouring units; the block's threads take THREADS / (4 · lanes) rows at a time,
-// DEPTH loads of 16 bytes in flight each. The weights of a step are read once for ROWS rows. One
-// row takes 512 threads, so that all that a block reads is under way at once.
+// DEPTH loads of 16 bytes in flight each. The weights of a step are read once for ROWS rows.
+//
+// What bounds it is the L1's rate of one line a clock: a load touches a line for each gate and row.
+// So 512 threads were no quicker, nor are more units a block on fewer blocks.
 
 #include "common/wide.cuh"
 #include "recurrent/cell.cuh"
 
+constexpr int THREADS = 256;
+constexpr int WARPS = THREADS / WARP;
 constexpr int MAX_UNITS = 16;
 
 struct Step {
@@ -30,8 +34,6 @@ struct Step {
 };
 
 template <int ROWS, int VEC> __device__ __forceinline__ void step(const Step& p) {
-    constexpr int THREADS = ROWS == 1 ? 512 : 256;
-    constexpr int WARPS = THREADS / WARP;
     constexpr int DEPTH = ROWS >= 8 ? 4 : 8;
     constexpr int SPAN = 4096 / ROWS;
     __shared__ __align__(32) f32 xs[SPAN * ROWS];
@@ -162,8 +164,8 @@ template <int ROWS, int VEC> __device__ __forceinline__ void step(const Step& p)
 
 constexpr int WIDE = 16 / sizeof(T);
 
-extern "C" __global__ void __launch_bounds__(512) step_1(const Step p) { step<1, WIDE>(p); }
-extern "C" __global__ void __launch_bounds__(256) step_8(const Step p) { step<8, WIDE>(p); }
+extern "C" __global__ void __launch_bounds__(THREADS) step_1(const Step p) { step<1, WIDE>(p); }
+extern "C" __global__ void __launch_bounds__(THREADS) step_8(const Step p) { step<8, WIDE>(p); }
 // Where a gate's rows are not whole 16-byte packs.
-extern "C" __global__ void __launch_bounds__(512) step_odd_1(const Step p) { step<1, 1>(p); }
-extern "C" __global__ void __launch_bounds__(256) step_odd_8(const Step p) { step<8, 1>(p); }
+extern "C" __global__ void __launch_bounds__(THREADS) step_odd_1(const Step p) { step<1, 1>(p); }
+extern "C" __global__ void __launch_bounds__(THREADS) step_odd_8(const Step p) { step<8, 1>(p); }

@@ -90,10 +90,8 @@ struct Exchange {
     __device__ __forceinline__ void arrive() const {
         if (WORDS) return;
         __syncthreads();
-        if (threadIdx.x == 0) {
-            __threadfence();
+        if (threadIdx.x == 0) // its release covers what the block wrote before the barrier
             asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(arrived) : "memory");
-        }
     }
     // All blocks of the share have put theirs of `step`.
     __device__ __forceinline__ void wait(int step) const {
@@ -105,7 +103,6 @@ struct Exchange {
                 asm volatile("ld.acquire.gpu.global.u32 %0, [%1];"
                              : "=r"(seen) : "l"(arrived) : "memory");
             } while ((s32)(seen - all) < 0);
-            __threadfence();
         }
         __syncthreads();
     }
@@ -189,8 +186,8 @@ struct Pair {
     }
 
     // The new state goes to `to` in the exchange, unless this is the last step.
-    __device__ __forceinline__ void finish(const Window& p, const Exchange& exchange, int t,
-                                           int step, s64 to, const Ahead& a, State& state) const {
+    __device__ __forceinline__ void finish(const Window& p, const Exchange& exchange, int step,
+                                           s64 to, const Ahead& a, State& state) const {
         if (!a.kept) state = advance(state, a.sums);
         if (step + 1 < p.steps) {
             exchange.put(to, step, state.h);
@@ -199,6 +196,9 @@ struct Pair {
             if (GATES == 4) write_state(p.c_out, p.state_f32, at, state.c);
             write_state(p.h_out, p.state_f32, at, state.h);
         }
-        p.seq[(row * p.steps + t) * p.hidden + unit] = from_f32<T>(state.h);
+    }
+    // Apart from `finish`, so that nobody waits for it.
+    __device__ __forceinline__ void write_seq(const Window& p, int t, const State& state) const {
+        if (live) p.seq[(row * p.steps + t) * p.hidden + unit] = from_f32<T>(state.h);
     }
 };

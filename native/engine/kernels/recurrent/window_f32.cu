@@ -117,9 +117,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) window(const Window p) {
                 }
                 const int pitch = WORDS ? live : tile;
                 const s64 to = pass_at + (s64)pair.unit * pitch + tid / UNITS;
-                pair.finish(p, exchange, t, step, to, ahead, states[pass * tile * UNITS + tid]);
+                pair.finish(p, exchange, step, to, ahead, states[pass * tile * UNITS + tid]);
             }
         }
         if (step + 1 < p.steps) exchange.arrive();
+        for (int pass = 0; pass < passes; pass++)
+            pair_of(pass).write_seq(p, t, states[pass * tile * UNITS + tid]);
     }
 }

@@ -148,9 +148,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) window(const Window p) {
                     ahead.sums.at[3] += s.w;
                 }
                 const s64 to = pass_at + (s64)(tid / UNITS) * hidden + pair.unit;
-                pair.finish(p, exchange, t, step, to, ahead, states[pass * TILE * UNITS + tid]);
+                pair.finish(p, exchange, step, to, ahead, states[pass * TILE * UNITS + tid]);
             }
         }
         if (step + 1 < p.steps) exchange.arrive();
+        for (int pass = 0; pass < passes; pass++)
+            pair_of(pass).write_seq(p, t, states[pass * TILE * UNITS + tid]);
     }
 }
