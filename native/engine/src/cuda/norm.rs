@@ -54,20 +54,20 @@ fn plan(props: &Props, inputs: &[Option<&Spec>]) -> Result<Plan> {
     }
     let many = rows >= 4 * props.sms as usize;
     let whole = width * x.dtype.size() % 16 == 0;
-    let (variant, entry, threads, blocks, why) = match width {
+    let (variant, entry, threads, blocks, why) = match () {
         // A block of four warps where there are rows enough to fill the card with such blocks.
-        0..=WARP_HOLDS if many || width <= SHORT => {
+        () if width <= SHORT || (many && width <= WARP_HOLDS) => {
             let threads = if many { 128 } else { 32 };
             let blocks = rows.div_ceil(threads as usize / 32);
             ("warp", ["norm_warp", "norm_warp_odd"], threads, blocks, "a warp holds a row")
         }
-        0..=BLOCK_HOLDS => {
+        () if width <= BLOCK_HOLDS => {
             ("block", ["norm_block", "norm_block_odd"], 256, rows, "a block of 256 holds a row")
         }
-        0..=LARGE_HOLDS => {
+        () if width <= LARGE_HOLDS => {
             ("large", ["norm_large", "norm_large_odd"], 1024, rows, "a block of 1024 holds a row")
         }
-        _ => {
+        () => {
             let why = "a row does not fit the registers of a block and is read again";
             ("streamed", ["norm_streamed", "norm_streamed_odd"], 1024, rows, why)
         }
