@@ -2,6 +2,7 @@
 //! the same and is told what was looked for.
 
 pub mod cache;
+mod dense;
 mod dispatch;
 mod driver;
 mod elementwise;
@@ -10,9 +11,11 @@ pub mod graph;
 pub mod launch;
 pub mod memory;
 pub mod modules;
+mod norm;
 pub mod nvrtc;
 mod probe;
 pub mod props;
+mod recurrent;
 mod reduce;
 mod sample;
 mod search;
@@ -21,6 +24,7 @@ pub mod sources;
 pub mod stream;
 mod walk;
 pub mod warmup;
+mod window;
 
 use std::sync::Arc;
 
