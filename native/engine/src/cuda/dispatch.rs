@@ -1,60 +1,57 @@
 //! Which family serves which op.
 
-use super::{Context, Module, Props, elementwise, embedding, reduce, sample, shape};
+use super::{
+    Context, Module, Props, dense, elementwise, embedding, norm, recurrent, reduce, sample, shape,
+};
 use crate::call::Call;
 use crate::device::Explanation;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::op::Op;
 use crate::spec::Spec;
 
 type Inputs<'a> = &'a [Option<&'a Spec>];
 
-fn none<T>(op: &Op) -> Result<T> {
-    Err(Error::unsupported(op.name(), "no CUDA kernel yet"))
+/// Calls a function of the op's family: `explain`, `modules` and `launch` go by this one table, so
+/// that they cannot disagree.
+macro_rules! family {
+    ($function:ident($first:expr, $op:expr, $last:expr)) => {
+        match $op {
+            op @ (Op::Unary(_) | Op::Binary(_) | Op::Select(_) | Op::Cast(_)) => {
+                elementwise::$function($first, op, $last)
+            }
+            op @ (Op::Reshape(_) | Op::Transpose(_) | Op::Broadcast(_)) => {
+                shape::$function($first, op, $last)
+            }
+            op @ (Op::Slice(_) | Op::PutSlice(_) | Op::Concatenate(_)) => {
+                shape::$function($first, op, $last)
+            }
+            op @ (Op::Softmax(_) | Op::Argmax(_) | Op::Reduce(_)) => {
+                reduce::$function($first, op, $last)
+            }
+            Op::Sample(op) => sample::$function($first, op, $last),
+            Op::Embedding(op) => embedding::$function($first, op, $last),
+            Op::Dense(op) => dense::$function($first, op, $last),
+            op @ (Op::LayerNorm(_) | Op::RmsNorm(_)) => norm::$function($first, op, $last),
+            op @ (Op::Lstm(_) | Op::Gru(_)) => recurrent::$function($first, op, $last),
+        }
+    };
 }
 
 /// The variant that a launch would use, and why.
 pub fn explain(props: &Props, op: &Op, inputs: Inputs) -> Result<Explanation> {
-    match op {
-        Op::Unary(_) | Op::Binary(_) | Op::Select(_) | Op::Cast(_) => {
-            elementwise::explain(props, op, inputs)
-        }
-        Op::Reshape(_)
-        | Op::Transpose(_)
-        | Op::Broadcast(_)
-        | Op::Slice(_)
-        | Op::PutSlice(_)
-        | Op::Concatenate(_) => shape::explain(props, op, inputs),
-        Op::Softmax(_) | Op::Argmax(_) | Op::Reduce(_) => reduce::explain(props, op, inputs),
-        Op::Sample(a) => sample::explain(props, a, inputs),
-        Op::Embedding(a) => embedding::explain(props, a, inputs),
-        _ => none(op),
-    }
+    family!(explain(props, op, inputs))
 }
 
 /// The modules that a launch will need.
 pub fn modules(props: &Props, op: &Op, inputs: Inputs) -> Result<Vec<Module>> {
-    match op {
-        Op::Unary(_) | Op::Binary(_) | Op::Select(_) | Op::Cast(_) => {
-            elementwise::modules(props, op, inputs)
-        }
-        Op::Reshape(_)
-        | Op::Transpose(_)
-        | Op::Broadcast(_)
-        | Op::Slice(_)
-        | Op::PutSlice(_)
-        | Op::Concatenate(_) => shape::modules(props, op, inputs),
-        Op::Softmax(_) | Op::Argmax(_) | Op::Reduce(_) => reduce::modules(props, op, inputs),
-        Op::Sample(a) => sample::modules(props, a, inputs),
-        Op::Embedding(a) => embedding::modules(props, a, inputs),
-        _ => none(op),
-    }
+    family!(modules(props, op, inputs))
 }
 
-/// Bytes of scratch that a launch will need.
+/// Bytes of scratch that a launch will need; most families need none.
 pub fn workspace(props: &Props, op: &Op, inputs: Inputs) -> Result<usize> {
     match op {
         Op::Reduce(_) => reduce::workspace(props, op, inputs),
+        Op::Lstm(_) | Op::Gru(_) => recurrent::workspace(props, op, inputs),
         _ => Ok(0),
     }
 }
@@ -62,25 +59,8 @@ pub fn workspace(props: &Props, op: &Op, inputs: Inputs) -> Result<usize> {
 /// # Safety
 /// As for [`crate::Device::execute`].
 pub unsafe fn launch(cx: &Context, call: &Call) -> Result<()> {
-    let op = call.op;
-    // SAFETY: the caller's promise, in each of them.
-    unsafe {
-        match op {
-            Op::Unary(_) | Op::Binary(_) | Op::Select(_) | Op::Cast(_) => {
-                elementwise::launch(cx, op, call)
-            }
-            Op::Reshape(_)
-            | Op::Transpose(_)
-            | Op::Broadcast(_)
-            | Op::Slice(_)
-            | Op::PutSlice(_)
-            | Op::Concatenate(_) => shape::launch(cx, op, call),
-            Op::Softmax(_) | Op::Argmax(_) | Op::Reduce(_) => reduce::launch(cx, op, call),
-            Op::Sample(a) => sample::launch(cx, a, call),
-            Op::Embedding(a) => embedding::launch(cx, a, call),
-            _ => none(op),
-        }
-    }
+    // SAFETY: the caller's promise.
+    unsafe { family!(launch(cx, call.op, call)) }
 }
 
 /// Every module of every family.
@@ -91,6 +71,9 @@ pub fn all_modules() -> Vec<Module> {
         reduce::all_modules(),
         sample::all_modules(),
         embedding::all_modules(),
+        dense::all_modules(),
+        norm::all_modules(),
+        recurrent::all_modules(),
     ]
     .concat()
 }

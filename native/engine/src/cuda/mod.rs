@@ -2,6 +2,7 @@
 //! the same and is told what was looked for.
 
 pub mod cache;
+mod dense;
 mod dispatch;
 mod driver;
 mod elementwise;
@@ -10,9 +11,11 @@ pub mod graph;
 pub mod launch;
 pub mod memory;
 pub mod modules;
+mod norm;
 pub mod nvrtc;
 mod probe;
 pub mod props;
+mod recurrent;
 mod reduce;
 mod sample;
 mod search;
@@ -21,6 +24,7 @@ pub mod sources;
 pub mod stream;
 mod walk;
 pub mod warmup;
+mod window;
 
 use std::sync::Arc;
 
@@ -118,6 +122,16 @@ impl Cuda {
     /// Whether an earlier error lost the context.
     pub fn is_poisoned(&self) -> bool {
         self.driver.is_poisoned()
+    }
+
+    /// The CUDA version that the driver is for, such as (13, 0).
+    pub fn driver_version(&self) -> (u32, u32) {
+        self.modules.version()
+    }
+
+    /// The compiler of this device's kernels; an error that names where it was looked for.
+    pub fn nvrtc(&self) -> Result<&Arc<Nvrtc>> {
+        self.modules.nvrtc()
     }
 
     /// Free and total bytes of the GPU's memory, over all processes.
