@@ -47,7 +47,7 @@ struct Finish {
 };
 
 // Rows that lie in one piece, a group of lanes a row.
-extern "C" __global__ void softmax_rows(
+extern "C" __global__ void __launch_bounds__(512, 2) softmax_rows(
     const T* x, T* y, u64 rows, u64 n, u32 lanes, u32 log) {
     __shared__ Soft shared[MAX_THREADS / 32];
     Lanes l(lanes);
@@ -70,7 +70,7 @@ extern "C" __global__ void softmax_rows(
             f32 v[1] = {load(x[i])};
             add(s, v);
         });
-    s = across(l, s, shared, join);
+    s = join_lanes(l, s, shared, join);
     Finish finish(s, log);
     sweep(
         x, n, l.lane, l.lanes,
@@ -107,7 +107,7 @@ extern "C" __global__ void softmax_columns(
             add(s, v);
         }
     }
-    s = down(l, s, shared, join);
+    s = join_column(l, s, shared, join);
     Finish finish(s, log);
     if (!live) return;
     for (u64 k = l.ty; k < c.n; k += l.down) {
