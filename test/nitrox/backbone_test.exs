@@ -108,6 +108,34 @@ defmodule Nitrox.BackboneTest do
     end
   end
 
+  for {{kind, config}, n} <- Enum.with_index(@configs) do
+    @tag :cuda
+    test "CUDA gives what the CPU gives: #{n} #{kind}" do
+      here = Backbone.init(unquote(kind), unquote(Macro.escape(config)), seed: unquote(n))
+      params = Map.new(here.params, fn {name, p} -> {name, Nitrox.copy(p, {:cuda, 0})} end)
+      there = Backbone.new(unquote(kind), unquote(Macro.escape(config)), params)
+      {window, frames} = input(here, 2, @frames)
+
+      {expected, _} = Backbone.window(here, window, Backbone.initial_state(here, 2))
+
+      {logits, _} =
+        Backbone.window(there, Nitrox.copy(window, {:cuda, 0}), Backbone.initial_state(there, 2))
+
+      assert_near(logits, expected)
+
+      session = Backbone.session(there, batch: 2)
+
+      for {frame, t} <- Enum.with_index(frames) do
+        {_, bytes} = Session.step(session, [Nitrox.to_binary(frame)])
+
+        assert_near(
+          Nitrox.from_binary(bytes, {:f, 32}, {2, 1, here.outputs}),
+          cut(expected, t, 1)
+        )
+      end
+    end
+  end
+
   test "a session samples on, and sessions of one program are apart" do
     backbone = Backbone.init(:gru, input: {:tokens, 11, 6}, hidden: [8], outputs: 11)
     program = Backbone.program(backbone, sample: [temperature: 2.0, seed: 9])
@@ -154,6 +182,14 @@ defmodule Nitrox.BackboneTest do
       assert Nitrox.type(logits) == type
       assert [{%{type: {:f, 32}}, %{type: {:f, 32}}}] = state.layers
     end
+  end
+
+  test "inspecting one shows its shape, not its weights" do
+    backbone =
+      Backbone.init(:mlp, input: {:tokens, 11, 6}, context: 5, hidden: [16, 8], outputs: 11)
+
+    assert inspect(backbone) ==
+             "#Nitrox.Backbone<mlp, tokens of 11, the last 5 frames -> 16 -> 8 -> 11, f32 on :cpu>"
   end
 
   test "a seed is the weights" do

@@ -78,7 +78,9 @@ defmodule Nitrox.WeightsTest do
       assert error.reason == :file and error.message =~ path
     end
 
-    for bad <- [dir, Path.join(dir, "nothing")] do
+    assert refusal(fn -> Weights.open(:weights) end) =~ "a path is a string, got :weights"
+
+    for bad <- [dir, Path.join(dir, "nothing"), dir <> <<0>> <> "x"] do
       assert assert_raise(Nitrox.Error, fn -> Weights.open(bad) end).message =~ bad
     end
   end

@@ -161,7 +161,7 @@ enum Plan {
     Nothing,
     Rows(RowPass),
     Columns(ColumnPass),
-    Strided { kept: Walk, reduced: Walk, threads: usize },
+    Strided { walks: Box<[Walk; 2]>, threads: usize },
 }
 
 impl Plan {
@@ -240,9 +240,9 @@ fn reduce(props: &Props, attrs: &Reduce, x: &Spec) -> Result<Plan> {
                 let axes = (0..x.rank()).filter(|a| axes.contains(a) == reduced);
                 collapse(axes.map(|a| Dim { length: x.shape()[a], strides: [strides[a]] }))
             };
-            let (kept, reduced) = (Walk::new(&dims(false), 1), Walk::new(&dims(true), 1));
-            let threads = (reduced.len() / 4).next_power_of_two().clamp(32, 256);
-            Plan::Strided { kept, reduced, threads }
+            let walks = [false, true].map(|reduced| Walk::new(&dims(reduced), 1));
+            let threads = (walks[1].len() / 4).next_power_of_two().clamp(32, 256);
+            Plan::Strided { walks: Box::new(walks), threads }
         }
     })
 }
@@ -380,10 +380,11 @@ unsafe fn launch_reduce(
                 pass("join_columns", p.grid()?, &mut args)?;
             }
         }
-        Plan::Strided { kept, reduced, threads } => {
+        Plan::Strided { walks, threads } => {
+            let [kept, reduced] = **walks;
             let grid = Grid::new(kept.len(), *threads as u32)?;
             let mut args = Args::new();
-            args.ptr(x.addr).value(*kept).value(*reduced).value(first);
+            args.ptr(x.addr).value(kept).value(reduced).value(first);
             pass("reduce_strided", grid, &mut args)?;
         }
     }
