@@ -141,7 +141,7 @@ __device__ __forceinline__ void columns(Op op, const S* x, const Columns& c, con
     if (l.column < c.inner) {
         const S* p = x + l.outer * c.n * c.inner + l.column;
         u64 k = from + l.ty;
-        for (; k + 7 * (u64)l.down < to; k += 8 * (u64)l.down) {
+        for (; 7 * (u64)l.down + k < to; k += 8 * (u64)l.down) {
             A v[8];
 #pragma unroll
             for (int u = 0; u < 8; ++u) v[u] = load(p[(k + u * l.down) * c.inner]);

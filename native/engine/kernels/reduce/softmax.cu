@@ -96,7 +96,7 @@ extern "C" __global__ void softmax_columns(
     Soft s = nothing();
     if (live) {
         u64 k = l.ty;
-        for (; k + 3 * (u64)l.down < c.n; k += 4 * (u64)l.down) {
+        for (; 3 * (u64)l.down + k < c.n; k += 4 * (u64)l.down) {
             f32 v[4];
 #pragma unroll
             for (int u = 0; u < 4; ++u) v[u] = load(x[base + (k + u * l.down) * c.inner]);
