@@ -279,6 +279,73 @@ for {name, device, tags} <- [{:CPU, :cpu, []}, {:CUDA, {:cuda, 0}, [cuda: true]}
       end
     end
 
+    # Longer than a normal scheduler may be held: on the CPU it runs on a dirty one, and on a GPU it
+    # is still under way when the call's spin ends.
+    describe "a long step" do
+      setup do
+        w = f32(for i <- 1..512, do: for(j <- 1..512, do: if(i == j, do: 1.0, else: 0.0)))
+
+        fun = fn x, count ->
+          y = Enum.reduce(1..40, x, fn _, x -> Nitrox.dense(x, w, nil) end)
+          count = Nitrox.add(count, 1)
+          {{y, count}, count}
+        end
+
+        state = Tensor.tensor(0, device: @device)
+        session = Session.new(compile(fun, [t({8, 512})], state: state))
+        {:ok, session: session, x: f32(for(_ <- 1..8, do: Enum.to_list(1..512)))}
+      end
+
+      defp long(session, x) do
+        {y, count} = Session.step(session, [x])
+        assert Tensor.to_binary(y) == Tensor.to_binary(x)
+        Tensor.to_number(count)
+      end
+
+      test "of many processes on one session", %{session: session, x: x} do
+        counts =
+          1..24
+          |> Task.async_stream(fn _ -> for _ <- 1..3, do: long(session, x) end,
+            max_concurrency: 24,
+            timeout: 60_000
+          )
+          |> Enum.flat_map(fn {:ok, counts} -> counts end)
+
+        assert Enum.sort(counts) == Enum.to_list(1..72)
+      end
+
+      test "whose process is killed", %{session: session, x: x} do
+        for _ <- 1..10 do
+          before = long(session, x)
+          pids = for _ <- 1..4, do: spawn(fn -> long(session, x) end)
+          Process.sleep(:rand.uniform(4))
+          Enum.each(pids, &Process.exit(&1, :kill))
+          # A step that was begun is made, and none is made twice.
+          assert (long(session, x) - before) in 1..5
+        end
+      end
+
+      if @device != :cpu do
+        test "is pending, and its results are there once", %{session: session, x: x} do
+          alias Nitrox.{Native, Error}
+          for _ <- 1..2, do: long(session, x)
+          assert {:pending, run} = Native.session_step(session.ref, [x.ref])
+          # The instance is in use until then.
+          assert Native.session_step(session.ref, [x.ref]) == :heavy
+          assert {:ok, [_, _]} = Native.wait(run)
+          assert {:error, {:argument, :wait, message, nil}} = Native.wait(run)
+          assert message =~ "taken already"
+
+          # One that nobody waits for gives its instance back with its process.
+          {pid, monitor} =
+            spawn_monitor(fn -> {:pending, _} = Native.session_step(session.ref, [x.ref]) end)
+
+          assert_receive {:DOWN, ^monitor, :process, ^pid, :normal}
+          assert long(session, x) == 5
+        end
+      end
+    end
+
     describe "refuses" do
       defp refused(fun), do: assert_raise(Error, fun)
 
