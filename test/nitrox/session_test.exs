@@ -363,9 +363,10 @@ for {name, device, tags} <- [{:CPU, :cpu, []}, {:CUDA, {:cuda, 0}, [cuda: true]}
         for {fun, state, message} <- [
               {fn s -> s end, s,
                "a function with a state must be a tuple of 2, got a Nitrox.Value"},
-              {fn s -> {s, {s}} end, s, "new state can't be a tuple of 1"},
+              {fn s -> {s, {s}} end, s,
+               "new state must be a value or a tensor, got a tuple of 1"},
               {fn {a, b} -> {a, {a, b, a}} end, {s, s}, "new state must be a tuple of 2"},
-              {fn s -> {s, 1} end, s, "new state can't be 1"},
+              {fn s -> {s, 1} end, s, "new state must be a value or a tensor, got 1"},
               {fn s -> {s, Nitrox.reshape(s, {1, 2})} end, s,
                "a state is f32[2], its new value f32[1][2]"},
               {fn s -> {s, Nitrox.cast(s, {:f, 16})} end, s,
