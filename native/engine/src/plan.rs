@@ -5,7 +5,8 @@
 //! is a `put_slice` into the old one and nobody reads the old one afterwards, one slot is enough
 //! and only the slice is written.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 use crate::error::{Error, Result};
 use crate::infer::infer;
@@ -19,15 +20,6 @@ use crate::spec::Spec;
 pub(crate) enum Place {
     Param(usize),
     Arena([usize; 2]),
-}
-
-impl Place {
-    pub fn addr(self, parity: usize, arena: u64, params: &[u64]) -> u64 {
-        match self {
-            Place::Param(i) => params[i],
-            Place::Arena(offsets) => arena + offsets[parity] as u64,
-        }
-    }
 }
 
 #[derive(Debug)]
@@ -52,6 +44,10 @@ pub(crate) struct Plan {
     /// Whether any state has two slots.
     pub alternates: bool,
     pub outputs: Vec<(Place, Spec)>,
+    /// The part of the arena that holds outputs which no step reads.
+    pub write_only: Range<usize>,
+    /// Whether an input is also an output.
+    pub echoes: bool,
 }
 
 /// What holds a value's bytes.
@@ -146,13 +142,26 @@ pub(crate) fn plan(
         let second = if single[i] { first } else { arena.take(spec.bytes())? };
         slots.push(([first, second], spec.clone()));
     }
-    // Outputs lie behind one another too, so that they are read back in one copy.
+    // Outputs lie behind one another too, so that they are read back in one copy; those that no
+    // step reads come first, as a device may put these elsewhere altogether.
+    let read: BTreeSet<Storage> = graph
+        .nodes
+        .iter()
+        .flat_map(|n| n.inputs.iter().flatten())
+        .map(|&r| values.storage(r))
+        .collect();
     let mut offsets: BTreeMap<Storage, usize> = BTreeMap::new();
-    for &r in &graph.outputs {
-        let storage = values.storage(r);
-        let own = matches!(storage, Storage::Node(..)) && !slot_of.contains_key(&storage);
-        if own && !offsets.contains_key(&storage) {
-            offsets.insert(storage, arena.take(values.spec(r)?.bytes())?);
+    let mut write_only = arena.size..arena.size;
+    for is_read in [false, true] {
+        for &r in &graph.outputs {
+            let storage = values.storage(r);
+            let own = matches!(storage, Storage::Node(..)) && !slot_of.contains_key(&storage);
+            if own && read.contains(&storage) == is_read && !offsets.contains_key(&storage) {
+                offsets.insert(storage, arena.take(values.spec(r)?.bytes())?);
+            }
+        }
+        if !is_read {
+            write_only.end = arena.size;
         }
     }
     let kept: Vec<Storage> = offsets.keys().copied().collect();
@@ -259,6 +268,8 @@ pub(crate) fn plan(
         alternates: slots.iter().any(|([a, b], _)| a != b),
         states: slots,
         outputs,
+        write_only,
+        echoes: graph.outputs.iter().any(|&r| matches!(values.storage(r), Storage::Input(_))),
     })
 }
 
