@@ -15,6 +15,10 @@ use crate::pool::ALIGNMENT;
 use crate::program::{Graph, Ref};
 use crate::spec::Spec;
 
+/// The bytes of an output that may be read over the bus by the step that samples from it, say:
+/// one trip, which a copy node takes as well.
+const SMALL: usize = 1024;
+
 /// Where a value lies in a run: a parameter, or the arena at one offset a parity.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Place {
@@ -44,8 +48,9 @@ pub(crate) struct Plan {
     /// Whether any state has two slots.
     pub alternates: bool,
     pub outputs: Vec<(Place, Spec)>,
-    /// The part of the arena that holds outputs which no step reads.
-    pub write_only: Range<usize>,
+    /// The part of the arena that holds outputs which no step reads, or which are small: a device
+    /// may put these elsewhere altogether.
+    pub exported: Range<usize>,
     /// Whether an input is also an output.
     pub echoes: bool,
 }
@@ -142,8 +147,7 @@ pub(crate) fn plan(
         let second = if single[i] { first } else { arena.take(spec.bytes())? };
         slots.push(([first, second], spec.clone()));
     }
-    // Outputs lie behind one another too, so that they are read back in one copy; those that no
-    // step reads come first, as a device may put these elsewhere altogether.
+    // Outputs lie behind one another too, so that they are read back in one copy.
     let read: BTreeSet<Storage> = graph
         .nodes
         .iter()
@@ -151,17 +155,19 @@ pub(crate) fn plan(
         .map(|&r| values.storage(r))
         .collect();
     let mut offsets: BTreeMap<Storage, usize> = BTreeMap::new();
-    let mut write_only = arena.size..arena.size;
-    for is_read in [false, true] {
+    let mut exported = arena.size..arena.size;
+    for inside in [false, true] {
         for &r in &graph.outputs {
             let storage = values.storage(r);
             let own = matches!(storage, Storage::Node(..)) && !slot_of.contains_key(&storage);
-            if own && read.contains(&storage) == is_read && !offsets.contains_key(&storage) {
-                offsets.insert(storage, arena.take(values.spec(r)?.bytes())?);
+            let bytes = values.spec(r)?.bytes();
+            let reread = read.contains(&storage) && bytes > SMALL;
+            if own && reread == inside && !offsets.contains_key(&storage) {
+                offsets.insert(storage, arena.take(bytes)?);
             }
         }
-        if !is_read {
-            write_only.end = arena.size;
+        if !inside {
+            exported.end = arena.size;
         }
     }
     let kept: Vec<Storage> = offsets.keys().copied().collect();
@@ -268,7 +274,7 @@ pub(crate) fn plan(
         alternates: slots.iter().any(|([a, b], _)| a != b),
         states: slots,
         outputs,
-        write_only,
+        exported,
         echoes: graph.outputs.iter().any(|&r| matches!(values.storage(r), Storage::Input(_))),
     })
 }

@@ -261,7 +261,7 @@ impl Readback {
     /// One copy for outputs that lie behind one another, none for those that the kernels write to
     /// the host themselves.
     fn new(cuda: &Arc<Cuda>, plan: &Plan) -> Result<Option<Self>> {
-        let mapped = Some(plan.write_only.clone()).filter(|r| !r.is_empty() && r.len() <= MAPPED);
+        let mapped = Some(plan.exported.clone()).filter(|r| !r.is_empty() && r.len() <= MAPPED);
         // The host's memory begins with the mapped part of the arena.
         let mut size = mapped.as_ref().map_or(0, Range::len);
         let mut outputs = Vec::new();
