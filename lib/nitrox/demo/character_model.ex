@@ -60,7 +60,9 @@ defmodule Nitrox.Demo.CharacterModel do
 
     paced =
       if not opts.paced do
+        Nitrox.Device.keep_awake(opts.device, true)
         {times, _} = frames(name, session, min(@paced, opts.frames), opts.fps, progress)
+        Nitrox.Device.keep_awake(opts.device, false)
         {length(times), Timing.summary(times)}
       end
 

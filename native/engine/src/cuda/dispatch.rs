@@ -74,6 +74,7 @@ pub fn all_modules() -> Vec<Module> {
         dense::all_modules(),
         norm::all_modules(),
         recurrent::all_modules(),
+        super::runner::all_modules(),
     ]
     .concat()
 }

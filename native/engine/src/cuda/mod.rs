@@ -1,6 +1,7 @@
 //! The CUDA device. Every library is opened at run time: a machine without them loads Nitrox all
 //! the same and is told what was looked for.
 
+mod awake;
 pub mod cache;
 mod dense;
 mod dispatch;
@@ -27,7 +28,7 @@ mod walk;
 pub mod warmup;
 mod window;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 pub use cache::Cache;
 pub use dispatch::all_modules;
@@ -61,6 +62,7 @@ pub struct Cuda {
     modules: Modules,
     staging: memory::Staging,
     main: Stream,
+    awake: Mutex<Option<awake::Awake>>,
 }
 
 impl Cuda {
@@ -102,6 +104,7 @@ impl Cuda {
             modules: Modules::new(&driver, &props, version),
             staging: memory::Staging::new(&driver)?,
             main: Stream::new(&driver)?,
+            awake: Mutex::default(),
             pool: Pool::new(id.to_string(), source, options),
             props,
             driver,

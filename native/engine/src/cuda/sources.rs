@@ -25,6 +25,7 @@ pub static SOURCES: &[(&str, &str)] = sources![
     "elementwise/select.cu",
     "elementwise/unary.cu",
     "embedding/embedding.cu",
+    "graph/done.cu",
     "norm/norm.cu",
     "recurrent/cell.cuh",
     "recurrent/step.cu",
