@@ -1,12 +1,13 @@
 //! One instance of a program: an arena with fixed slots and, on CUDA, its captured graphs.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use crate::call::{Call, View};
+use crate::cpu::Cpu;
+use crate::cuda::runner::Runner;
 use crate::device::Device;
 use crate::error::Result;
-use crate::plan::Place;
+use crate::plan::{Place, Plan};
 use crate::pool::Block;
 use crate::program::{Feed, Output, Program};
 use crate::tensor::Tensor;
@@ -21,86 +22,107 @@ pub(crate) enum Outcome {
 #[derive(Debug)]
 pub(crate) struct Instance {
     device: Device,
-    arena: Arc<Block>,
-    params: Vec<u64>,
+    slots: Slots,
     /// Which slot of each state the next run reads.
     parity: usize,
+    /// On CUDA; the CPU needs nothing but the slots.
+    runner: Option<Box<Runner>>,
     results: Option<Vec<Output>>,
 }
 
+/// Where a program's values lie in one instance.
+#[derive(Debug)]
+pub(crate) struct Slots {
+    arena: Block,
+    params: Vec<u64>,
+}
+
+impl Slots {
+    pub fn base(&self) -> u64 {
+        self.arena.addr()
+    }
+
+    pub fn addr(&self, place: Place, parity: usize) -> u64 {
+        place.addr(parity, self.arena.addr(), &self.params)
+    }
+
+    /// Gives each step's call to `execute`, in order.
+    pub fn calls(
+        &self,
+        plan: &Plan,
+        parity: usize,
+        mut execute: impl FnMut(&Call) -> Result<()>,
+    ) -> Result<()> {
+        for step in &plan.steps {
+            let view = |(place, spec)| View { addr: self.addr(place, parity), spec };
+            let inputs: Vec<_> =
+                step.inputs.iter().map(|i| i.as_ref().map(|(p, spec)| view((*p, spec)))).collect();
+            let outputs: Vec<_> = step.outputs.iter().map(|(p, spec)| view((*p, spec))).collect();
+            execute(&Call {
+                op: &step.op,
+                inputs: &inputs,
+                outputs: &outputs,
+                workspace: step.workspace.map_or(0, |offset| self.base() + offset as u64),
+            })?;
+        }
+        Ok(())
+    }
+}
+
 impl Instance {
+    /// An instance in the program's initial state.
     pub fn new(program: &Program) -> Result<Self> {
         let device = program.device.clone();
-        let arena = Arc::new(device.pool().allocate(program.plan.arena)?);
-        let params = program.params.iter().map(Tensor::addr).collect();
-        let mut instance = Instance { device, arena, params, parity: 0, results: None };
+        let slots = Slots {
+            arena: device.pool().allocate(program.plan.arena)?,
+            params: program.params.iter().map(Tensor::addr).collect(),
+        };
+        let runner = match &device {
+            Device::Cpu(_) => None,
+            Device::Cuda(cuda) => Some(Box::new(Runner::new(cuda, program, &slots)?)),
+        };
+        let mut instance = Instance { device, slots, parity: 0, runner, results: None };
         instance.restore(program, &program.initial)?;
         Ok(instance)
     }
 
-    /// Kernels and copies in the captured graph.
+    /// Kernels and copies in a captured graph.
     pub fn graph_nodes(&self) -> (usize, usize) {
-        (0, 0)
+        self.runner.as_ref().map_or((0, 0), |r| r.graph_nodes())
     }
 
-    /// Whether a run on these feeds can start at once.
-    pub fn ready(&mut self, _feeds: &[Feed]) -> Result<bool> {
-        Ok(true)
+    /// Whether a run on these feeds can start without blocking.
+    pub fn ready(&mut self, feeds: &[Feed]) -> Result<bool> {
+        match &mut self.runner {
+            Some(runner) => runner.ready(feeds, self.parity),
+            None => Ok(true),
+        }
     }
 
     /// Starts a run (on the CPU: makes it).
     pub fn start(&mut self, program: &Program, feeds: &[Feed]) -> Result<()> {
-        let base = self.arena.addr();
-        for (feed, (offset, spec)) in feeds.iter().zip(&program.plan.inputs) {
-            let slot = base + *offset as u64;
-            match feed {
-                Feed::Bytes(bytes) => self.device.write(slot, bytes)?,
-                Feed::Tensor(tensor) => self.device.copy(slot, tensor.addr(), spec.bytes())?,
+        let results = match (&mut self.runner, &self.device) {
+            (Some(runner), _) => runner.start(program, &self.slots, self.parity, feeds)?,
+            (None, Device::Cpu(cpu)) => {
+                Some(run_on_cpu(cpu, &self.device, program, &self.slots, self.parity, feeds)?)
             }
-        }
-        for step in &program.plan.steps {
-            let at = |place: Place| place.addr(self.parity, base, &self.params);
-            let inputs: Vec<_> = step
-                .inputs
-                .iter()
-                .map(|i| i.as_ref().map(|(place, spec)| View { addr: at(*place), spec }))
-                .collect();
-            let outputs: Vec<_> =
-                step.outputs.iter().map(|(place, spec)| View { addr: at(*place), spec }).collect();
-            let call = Call {
-                op: &step.op,
-                inputs: &inputs,
-                outputs: &outputs,
-                workspace: step.workspace.map_or(0, |offset| base + offset as u64),
-            };
-            // SAFETY: the plan keeps live values apart and sized the workspace; arena and
-            // parameters live as long as the instance.
-            unsafe { self.device.execute(&call) }?;
-        }
-        let mut results = Vec::with_capacity(program.plan.outputs.len());
-        for (place, spec) in &program.plan.outputs {
-            let addr = place.addr(self.parity, base, &self.params);
-            results.push(if program.options.readback {
-                let mut bytes = vec![0; spec.bytes()];
-                self.device.read(addr, &mut bytes)?;
-                Output::Bytes(bytes)
-            } else {
-                let tensor = Tensor::uninit(&self.device, spec.clone())?;
-                self.device.copy(tensor.addr(), addr, spec.bytes())?;
-                Output::Tensor(tensor)
-            });
-        }
+            (None, Device::Cuda(_)) => None,
+        };
         // Only now: a run that failed leaves the states that have two slots as they were.
         if program.plan.alternates {
             self.parity ^= 1;
         }
-        self.results = Some(results);
+        self.results = results;
         Ok(())
     }
 
     /// The results, if they are there within `spin`; `None` waits for as long as it takes.
-    pub fn poll(&mut self, _spin: Option<Duration>) -> Result<Outcome> {
-        Ok(Outcome::Done(self.results.take().unwrap_or_default()))
+    pub fn poll(&mut self, spin: Option<Duration>) -> Result<Outcome> {
+        match (self.results.take(), &mut self.runner) {
+            (Some(results), _) => Ok(Outcome::Done(results)),
+            (None, Some(runner)) => runner.poll(spin),
+            (None, None) => Ok(Outcome::Done(Vec::new())),
+        }
     }
 
     /// Waits for the results of a run that was started.
@@ -112,10 +134,12 @@ impl Instance {
     }
 
     fn state_slot(&self, program: &Program, i: usize) -> u64 {
-        self.arena.addr() + program.plan.states[i].0[self.parity] as u64
+        self.slots.base() + program.plan.states[i].0[self.parity] as u64
     }
 
+    /// Copies of the states.
     pub fn snapshot(&mut self, program: &Program) -> Result<Vec<Tensor>> {
+        self.join()?;
         (0..program.plan.states.len())
             .map(|i| {
                 let spec = program.plan.states[i].1.clone();
@@ -127,11 +151,52 @@ impl Instance {
             .collect()
     }
 
+    /// Sets the states, which the caller has checked.
     pub fn restore(&mut self, program: &Program, state: &[Tensor]) -> Result<()> {
+        self.join()?;
         for (i, tensor) in state.iter().enumerate() {
             let bytes = tensor.spec().bytes();
             self.device.copy(self.state_slot(program, i), tensor.addr(), bytes)?;
         }
         Ok(())
     }
+
+    /// Orders the device's own copies after the latest run and before the next.
+    fn join(&mut self) -> Result<()> {
+        self.runner.as_mut().map_or(Ok(()), |r| r.join())
+    }
+}
+
+fn run_on_cpu(
+    cpu: &Cpu,
+    device: &Device,
+    program: &Program,
+    slots: &Slots,
+    parity: usize,
+    feeds: &[Feed],
+) -> Result<Vec<Output>> {
+    for (feed, (offset, spec)) in feeds.iter().zip(&program.plan.inputs) {
+        let slot = slots.base() + *offset as u64;
+        match feed {
+            Feed::Bytes(bytes) => cpu.write(slot, bytes)?,
+            Feed::Tensor(tensor) => cpu.copy(slot, tensor.addr(), spec.bytes())?,
+        }
+    }
+    // SAFETY: the plan keeps live values apart and sized the workspace; arena and parameters live
+    // as long as the instance.
+    slots.calls(&program.plan, parity, |call| unsafe { cpu.execute(call) })?;
+    let mut results = Vec::with_capacity(program.plan.outputs.len());
+    for (place, spec) in &program.plan.outputs {
+        let addr = slots.addr(*place, parity);
+        results.push(if program.options.readback {
+            let mut bytes = vec![0; spec.bytes()];
+            cpu.read(addr, &mut bytes)?;
+            Output::Bytes(bytes)
+        } else {
+            let tensor = Tensor::uninit(device, spec.clone())?;
+            cpu.copy(tensor.addr(), addr, spec.bytes())?;
+            Output::Tensor(tensor)
+        });
+    }
+    Ok(results)
 }

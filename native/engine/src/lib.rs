@@ -14,6 +14,7 @@ pub mod pool;
 pub mod program;
 pub mod spec;
 pub mod tensor;
+pub mod weights;
 
 pub use call::{Call, View};
 pub use device::{Device, Explanation, Id, Weight};
@@ -23,3 +24,4 @@ pub use op::Op;
 pub use program::{Feed, Graph, Mode, Output, Pending, Program, Session, Started};
 pub use spec::{DType, Spec};
 pub use tensor::Tensor;
+pub use weights::Weights;

@@ -120,12 +120,8 @@ fn temporaries_share_the_arena() {
         for i in 0..20 {
             nodes.push(node(Op::Unary(Unary { kind: UnaryKind::Negate }), &[n(i)]));
         }
-        let graph = Graph {
-            nodes,
-            inputs: vec![f32s(&[1024])],
-            outputs: vec![n(20)],
-            next_state: vec![],
-        };
+        let graph =
+            Graph { nodes, inputs: vec![f32s(&[1024])], outputs: vec![n(20)], next_state: vec![] };
         let program = Program::compile(&device, graph, vec![], vec![], options(true)).unwrap();
         // Input, output and two temporaries by turns.
         assert_eq!(program.info().arena_bytes, 4 * 4096);
@@ -336,7 +332,7 @@ fn random_graph(random: &mut Random) -> (Graph, usize, usize) {
     let mut nodes = Vec::new();
     for _ in 0..random.below(14) {
         // Recent values more often, so that chains form.
-        let mut pick = |random: &mut Random| {
+        let pick = |random: &mut Random| {
             let from = if random.below(2) == 0 { known.len().saturating_sub(3) } else { 0 };
             known[from + random.below(known.len() - from)]
         };
@@ -398,9 +394,11 @@ fn eager(
 
 #[test]
 fn random_programs_equal_their_ops_run_one_by_one() {
-    let seed = std::env::var("NITROX_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or_else(|| {
-        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos() as u64
-    });
+    let seed =
+        std::env::var("NITROX_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or_else(|| {
+            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos()
+                as u64
+        });
     println!("NITROX_SEED={seed}");
     for device in devices() {
         let mut random = Random(seed);

@@ -1,1 +1,66 @@
+//! The NIF library of Nitrox: decodes terms, holds resources, encodes results. No logic.
+//!
+//! A call that may take long on a normal scheduler answers `:heavy`, and Elixir asks its twin
+//! `…_dirty`, the same body on a dirty scheduler.
 
+mod answer;
+mod devices;
+mod programs;
+mod tensors;
+mod term;
+mod weights;
+
+use rustler::{Env, Term};
+
+use answer::answer;
+use tensors::On::{Dirty, Normal};
+
+macro_rules! nifs {
+    ($($schedule:literal $name:ident($($arg:ident),*) => $body:path $(, $on:ident)?;)*) => {
+        $(
+            #[rustler::nif(schedule = $schedule)]
+            fn $name<'a>(env: Env<'a>, $($arg: Term<'a>),*) -> Term<'a> {
+                answer(env, || $body(env, $($on,)? $($arg),*))
+            }
+        )*
+    };
+}
+
+nifs! {
+    "DirtyIo" open(device, memory_limit) => devices::open;
+    "DirtyIo" cuda_count() => devices::cuda_count;
+    "Normal" device_info(device) => devices::device_info;
+    "DirtyIo" synchronize(device) => devices::synchronize;
+    "DirtyIo" trim(device) => devices::trim;
+    "Normal" memory_stats(device) => devices::memory_stats;
+
+    "Normal" from_binary(device, spec, bytes) => tensors::from_binary, Normal;
+    "DirtyIo" from_binary_dirty(device, spec, bytes) => tensors::from_binary, Dirty;
+    "Normal" to_binary(tensor, limit) => tensors::to_binary, Normal;
+    "DirtyIo" to_binary_dirty(tensor, limit) => tensors::to_binary, Dirty;
+    "Normal" copy(tensor, device) => tensors::copy, Normal;
+    "DirtyIo" copy_dirty(tensor, device) => tensors::copy, Dirty;
+    "Normal" deallocate(tensor) => tensors::deallocate;
+
+    "Normal" run(device, op, inputs) => tensors::run, Normal;
+    "DirtyCpu" run_dirty(device, op, inputs) => tensors::run, Dirty;
+    "Normal" infer(op, specs) => tensors::infer_specs;
+    "DirtyCpu" explain(device, op, specs) => tensors::explain;
+
+    "DirtyCpu" compile(device, graph, params, state, options) => programs::compile;
+    "Normal" program_info(program) => programs::program_info;
+    "Normal" program_run(program, feeds) => programs::run, Normal;
+    "DirtyCpu" program_run_dirty(program, feeds) => programs::run, Dirty;
+    "DirtyCpu" session_new(program) => programs::session_new;
+    "Normal" session_step(session, feeds) => programs::step, Normal;
+    "DirtyCpu" session_step_dirty(session, feeds) => programs::step, Dirty;
+    "DirtyCpu" session_snapshot(session) => programs::snapshot;
+    "DirtyCpu" session_restore(session, state) => programs::restore;
+    "DirtyCpu" session_fork(session) => programs::fork;
+    "DirtyIo" wait(run) => programs::wait;
+
+    "DirtyIo" weights_open(path) => weights::open;
+    "DirtyIo" weights_fetch(weights, name, device) => weights::fetch;
+}
+
+rustler::init!("Elixir.Nitrox.Native");

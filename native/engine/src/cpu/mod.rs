@@ -1,12 +1,28 @@
 //! The CPU device: vectorised for what the processor at hand has, with threads where they pay.
 
+mod arithmetic;
+mod dense;
+mod elementwise;
+mod embedding;
+mod gemm;
+mod math;
 mod memory;
+mod norm;
+mod numeric;
+mod recurrent;
+mod reduce;
+mod sample;
+mod shape;
+mod simd;
+mod softmax;
+mod threads;
 
 use std::sync::Arc;
 
 use crate::call::Call;
 use crate::device::{Explanation, Weight};
 use crate::error::{Error, Result};
+use crate::infer::infer;
 use crate::op::Op;
 use crate::pool::{self, Pool};
 use crate::spec::Spec;
@@ -45,21 +61,128 @@ impl Cpu {
         Ok(())
     }
 
-    pub fn workspace(&self, _op: &Op, _inputs: &[Option<&Spec>]) -> Result<usize> {
-        Ok(0)
+    pub fn workspace(&self, op: &Op, inputs: &[Option<&Spec>]) -> Result<usize> {
+        Ok(match (op, inputs) {
+            (Op::Dense(_), [Some(x), Some(w), ..]) => dense::workspace(x, w)?,
+            (Op::Lstm(_) | Op::Gru(_), _) => recurrent::Plan::new(op, inputs)?.bytes(),
+            (Op::Sample(_), [Some(logits), ..]) => sample::workspace(logits),
+            _ => 0,
+        })
     }
 
-    pub fn weight(&self, _op: &Op, _inputs: &[Option<&Spec>]) -> Weight {
-        Weight::Heavy
+    pub fn weight(&self, op: &Op, inputs: &[Option<&Spec>]) -> Weight {
+        match nanoseconds(op, inputs) {
+            Ok(ns) if ns < LIGHT_NS => Weight::Light,
+            _ => Weight::Heavy,
+        }
     }
 
-    pub fn explain(&self, op: &Op, _inputs: &[Option<&Spec>]) -> Result<Explanation> {
-        Err(Error::unsupported(op.name(), "not yet on the CPU"))
+    pub fn explain(&self, op: &Op, inputs: &[Option<&Spec>]) -> Result<Explanation> {
+        let ns = nanoseconds(op, inputs)?;
+        let (kernel, reason) = kernel(op, inputs)?;
+        let who = match threads::count(ns) {
+            1 => "on the calling thread".to_string(),
+            n => format!("on up to {n} threads"),
+        };
+        let why = format!("{reason}; about {} µs of work, {who}", (ns / 1e3).ceil());
+        Ok(Explanation { variant: kernel, why, launches: 0 })
     }
 
     /// # Safety
     /// As for [`crate::Device::execute`].
     pub unsafe fn execute(&self, call: &Call) -> Result<()> {
-        Err(Error::unsupported(call.op.name(), "not yet on the CPU"))
+        // SAFETY: the caller's promise.
+        unsafe {
+            match call.op {
+                Op::Dense(attrs) => dense::execute(call, attrs),
+                Op::LayerNorm(attrs) | Op::RmsNorm(attrs) => norm::execute(call, attrs),
+                Op::Lstm(attrs) | Op::Gru(attrs) => recurrent::execute(call, attrs),
+                Op::Embedding(_) => embedding::execute(call),
+                Op::Softmax(attrs) => softmax::execute(call, attrs),
+                Op::Argmax(attrs) => reduce::argmax(call, attrs),
+                Op::Sample(attrs) => sample::execute(call, attrs),
+                Op::Unary(_) | Op::Binary(_) | Op::Select(_) | Op::Cast(_) => {
+                    elementwise::execute(call)
+                }
+                Op::Reshape(_)
+                | Op::Transpose(_)
+                | Op::Broadcast(_)
+                | Op::Slice(_)
+                | Op::PutSlice(_)
+                | Op::Concatenate(_) => shape::execute(call),
+                Op::Reduce(attrs) => reduce::execute(call, attrs),
+            }
+        }
     }
+}
+
+/// A call that takes less may run where nothing else should wait for it.
+const LIGHT_NS: f64 = 300_000.0;
+
+/// What an op takes on one thread, roughly.
+fn nanoseconds(op: &Op, inputs: &[Option<&Spec>]) -> Result<f64> {
+    let elements: usize = infer(op, inputs)?.iter().map(Spec::len).sum();
+    let Some(x) = inputs.first().copied().flatten() else {
+        return Err(Error::argument(op.name(), "the first input is missing"));
+    };
+    let size = x.dtype.size();
+    Ok(match (op, inputs) {
+        (Op::Dense(_), [_, Some(w), ..]) => dense::shape(x, w).ns(size) + elements as f64 * 0.5,
+        (Op::Lstm(_) | Op::Gru(_), _) => recurrent::Plan::new(op, inputs)?.ns(size),
+        (Op::LayerNorm(_) | Op::RmsNorm(_), _) => norm::cost(x.len()),
+        (Op::Softmax(_), _) => softmax::cost(x.len()),
+        (Op::Argmax(_) | Op::Reduce(_), _) => reduce::cost(x.len()),
+        (Op::Sample(attrs), _) => sample::cost(x, attrs),
+        (Op::Unary(_) | Op::Binary(_) | Op::Select(_) | Op::Cast(_), _) => {
+            elementwise::cost(op, x.dtype, elements)
+        }
+        _ => shape::cost(elements, size),
+    })
+}
+
+/// The kernel's name with its instruction set, and why it is that one.
+fn kernel(op: &Op, inputs: &[Option<&Spec>]) -> Result<(&'static str, &'static str)> {
+    /// The variant's name by instruction set.
+    macro_rules! variant {
+        ($name:literal) => {
+            match simd::level() {
+                #[cfg(target_arch = "x86_64")]
+                simd::Level::Avx512 => concat!($name, "-avx512"),
+                #[cfg(target_arch = "x86_64")]
+                simd::Level::Avx2 => concat!($name, "-avx2"),
+                simd::Level::Base => concat!($name, "-base"),
+            }
+        };
+    }
+    const FEW: &str = "a few rows: each weight is read once, where it lies";
+    const MANY: &str = "many rows: blocked and packed for the caches";
+    Ok(match (op, inputs) {
+        (Op::Dense(_), [Some(x), Some(w), ..]) => match dense::shape(x, w).is_gemv() {
+            true => (variant!("gemv"), FEW),
+            false => ("gemm", MANY),
+        },
+        (Op::Lstm(_) | Op::Gru(_), _) => {
+            let plan = recurrent::Plan::new(op, inputs)?;
+            match (plan.input.is_gemv(), plan.step.is_gemv()) {
+                (true, _) => (variant!("gemv-step"), FEW),
+                (_, true) => (
+                    variant!("gemm-gemv-steps"),
+                    "the inputs of many frames in one product, then a small one for each step",
+                ),
+                _ => ("gemm-steps", MANY),
+            }
+        }
+        (Op::LayerNorm(_) | Op::RmsNorm(_), _) => {
+            (variant!("rows"), "statistics in two passes over each row")
+        }
+        (Op::Softmax(_) | Op::Argmax(_) | Op::Reduce(_), _) => {
+            (variant!("reduce"), "along rows, or across them many columns side by side")
+        }
+        (Op::Unary(_) | Op::Binary(_) | Op::Select(_) | Op::Cast(_), _) => {
+            (variant!("blocks"), "blocks that stay in the first-level cache")
+        }
+        (Op::Sample(_), _) => ("rows", "row after row"),
+        (Op::Embedding(_), _) => ("gather", "rows of the table are copied"),
+        _ => ("copy", "one strided copy"),
+    })
 }

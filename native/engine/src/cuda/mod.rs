@@ -1,65 +1,221 @@
 //! The CUDA device. Every library is opened at run time: a machine without them loads Nitrox all
 //! the same and is told what was looked for.
 
+pub mod cache;
+mod dispatch;
+mod driver;
+pub mod graph;
+pub mod launch;
+pub mod memory;
+pub mod modules;
+pub mod nvrtc;
+mod probe;
+pub mod props;
+pub(crate) mod runner;
+mod search;
+pub mod sources;
+pub mod stream;
+pub mod warmup;
+
 use std::sync::Arc;
+
+pub use cache::Cache;
+pub use dispatch::all_modules;
+pub use graph::{Graph, Nodes};
+pub use launch::{Args, Context, Grid};
+pub use memory::Pinned;
+pub use modules::{Function, Module};
+pub use nvrtc::Nvrtc;
+pub use props::Props;
+pub use stream::{Event, Stream};
+pub use warmup::{Progress, compile_all};
 
 use crate::call::Call;
 use crate::device::{Explanation, Id, Weight};
 use crate::error::{Error, Result};
 use crate::op::Op;
-use crate::pool::Pool;
+use crate::pool::{self, Pool};
 use crate::spec::Spec;
+use driver::{Driver, code};
+use modules::Modules;
 
+/// An open GPU. Eager work and copies go to its main stream, in the order of the calls.
+///
+/// Its methods may be called on any thread. After an error that lost the context, each of them
+/// gives [`Error::Poisoned`] with that first error and makes no driver call.
 #[derive(Debug)]
 pub struct Cuda {
-    ordinal: u32,
+    driver: Arc<Driver>,
+    props: Props,
     pool: Arc<Pool>,
+    modules: Modules,
+    staging: memory::Staging,
+    main: Stream,
 }
 
 impl Cuda {
-    pub fn open(ordinal: u32, _memory_limit: Option<usize>) -> Result<Arc<Self>> {
-        Err(Error::Unavailable { device: Id::Cuda(ordinal).to_string(), message: "not yet".into() })
+    /// GPUs that the driver shows; an error that says what was looked for where there is none.
+    pub fn count() -> Result<u32> {
+        probe::probe("CUDA").map(|p| p.devices)
+    }
+
+    /// Opens a GPU: its primary context, a stream, and a pool with at most `memory_limit` bytes.
+    ///
+    /// To be called once for each `ordinal` in a process, and kept: the pools of two would not
+    /// know of each other.
+    pub fn open(ordinal: u32, memory_limit: Option<usize>) -> Result<Arc<Self>> {
+        const SEGMENT: usize = 64 << 20;
+        const OLDEST: u32 = 8;
+        let id = Id::Cuda(ordinal);
+        let unavailable = |message| Err(Error::Unavailable { device: id.to_string(), message });
+        let probe::Probe { api, version, devices } = probe::probe(id)?;
+        if ordinal >= devices {
+            return unavailable(format!("the driver shows {devices} GPU(s), counted from 0"));
+        }
+        let mut device = 0;
+        // SAFETY: `device` is ours to write.
+        match unsafe { (api.cuDeviceGet)(&mut device, ordinal as i32) } {
+            code::SUCCESS => {}
+            other => return unavailable(format!("cuDeviceGet: {}", api.explain(other))),
+        }
+        let driver = Arc::new(Driver::retain(api, device, ordinal)?);
+        let props = Props::read(&driver)?;
+        if props.major < OLDEST {
+            let Props { name, major, minor, .. } = &props;
+            return unavailable(format!(
+                "{name} has compute capability {major}.{minor}, the kernels need {OLDEST}.0"
+            ));
+        }
+        let source = Box::new(memory::Segments(Arc::clone(&driver)));
+        let options = pool::Options { limit: memory_limit, segment: SEGMENT };
+        Ok(Arc::new(Cuda {
+            modules: Modules::new(&driver, &props, version),
+            staging: memory::Staging::new(&driver)?,
+            main: Stream::new(&driver)?,
+            pool: Pool::new(id.to_string(), source, options),
+            props,
+            driver,
+        }))
     }
 
     pub fn ordinal(&self) -> u32 {
-        self.ordinal
+        self.driver.ordinal()
+    }
+
+    pub fn props(&self) -> &Props {
+        &self.props
     }
 
     pub fn pool(&self) -> &Arc<Pool> {
         &self.pool
     }
 
-    pub fn write(&self, _addr: u64, _bytes: &[u8]) -> Result<()> {
-        Err(Error::Internal("not yet".into()))
+    /// Whether an earlier error lost the context.
+    pub fn is_poisoned(&self) -> bool {
+        self.driver.is_poisoned()
     }
 
-    pub fn read(&self, _addr: u64, _into: &mut [u8]) -> Result<()> {
-        Err(Error::Internal("not yet".into()))
+    /// Free and total bytes of the GPU's memory, over all processes.
+    pub fn memory_info(&self) -> Result<(usize, usize)> {
+        memory::info(&self.driver)
     }
 
-    pub fn copy(&self, _to: u64, _from: u64, _bytes: usize) -> Result<()> {
-        Err(Error::Internal("not yet".into()))
+    /// The stream of eager work and copies. Blocks of the pool are handed out in its order.
+    pub fn main(&self) -> &Stream {
+        &self.main
     }
 
+    /// A stream of the caller's own. What it shares with the main stream is ordered by events.
+    pub fn stream(&self) -> Result<Stream> {
+        Stream::new(&self.driver)
+    }
+
+    pub fn event(&self) -> Result<Event> {
+        Event::new(&self.driver)
+    }
+
+    /// Zeroed, page-locked memory of the host.
+    pub fn pinned(&self, bytes: usize) -> Result<Pinned> {
+        Pinned::new(&self.driver, bytes)
+    }
+
+    /// For work on `stream`, which must be of this device.
+    pub fn context<'a>(&'a self, stream: &'a Stream) -> Context<'a> {
+        Context { cuda: self, stream }
+    }
+
+    /// Queues a copy to the device; returns once `bytes` may be reused, which for few of them is
+    /// before the device has them.
+    pub fn write(&self, addr: u64, bytes: &[u8]) -> Result<()> {
+        if bytes.is_empty() || self.staging.write(&self.main, addr, bytes)? {
+            return Ok(());
+        }
+        // SAFETY: `addr` starts a block of this pool of at least so many bytes, and `bytes` is
+        // borrowed until the copy is done.
+        unsafe { self.context(&self.main).upload(addr, bytes.as_ptr(), bytes.len()) }?;
+        self.main.synchronize()
+    }
+
+    /// Waits for the main stream, then copies to the host.
+    pub fn read(&self, addr: u64, into: &mut [u8]) -> Result<()> {
+        if into.is_empty() || self.staging.read(&self.main, addr, into)? {
+            return Ok(());
+        }
+        // SAFETY: as in `write`.
+        unsafe { self.context(&self.main).download(into.as_mut_ptr(), addr, into.len()) }?;
+        self.main.synchronize()
+    }
+
+    /// Queues a copy within the device.
+    pub fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
+        // SAFETY: both are blocks of this pool of at least so many bytes, reused only in the order
+        // of the main stream.
+        unsafe { self.context(&self.main).copy(to, from, bytes) }
+    }
+
+    /// Waits for the main stream. Other streams are waited for by those who own them: to wait for
+    /// the whole device would break a capture on any of them.
     pub fn synchronize(&self) -> Result<()> {
-        Err(Error::Internal("not yet".into()))
+        self.main.synchronize()?;
+        self.driver.reap();
+        Ok(())
     }
 
-    pub fn workspace(&self, _op: &Op, _inputs: &[Option<&Spec>]) -> Result<usize> {
-        Ok(0)
+    /// Compiles and loads what `op` needs, so that a launch or a capture has nothing to wait for.
+    pub fn prepare(&self, op: &Op, inputs: &[Option<&Spec>]) -> Result<()> {
+        dispatch::modules(&self.props, op, inputs)?.iter().try_for_each(|m| self.modules.prepare(m))
     }
 
-    pub fn weight(&self, _op: &Op, _inputs: &[Option<&Spec>]) -> Result<Weight> {
-        Ok(Weight::Light)
+    pub fn workspace(&self, op: &Op, inputs: &[Option<&Spec>]) -> Result<usize> {
+        dispatch::workspace(&self.props, op, inputs)
     }
 
-    pub fn explain(&self, op: &Op, _inputs: &[Option<&Spec>]) -> Result<Explanation> {
-        Err(Error::unsupported(op.name(), "not yet on CUDA"))
+    /// Heavy while there is something to compile or load.
+    pub fn weight(&self, op: &Op, inputs: &[Option<&Spec>]) -> Result<Weight> {
+        let modules = dispatch::modules(&self.props, op, inputs)?;
+        let ready = modules.iter().all(|m| self.modules.is_loaded(m));
+        Ok(if ready { Weight::Light } else { Weight::Heavy })
     }
 
+    pub fn explain(&self, op: &Op, inputs: &[Option<&Spec>]) -> Result<Explanation> {
+        dispatch::explain(&self.props, op, inputs)
+    }
+
+    /// Queues one op on the main stream.
+    ///
     /// # Safety
     /// As for [`crate::Device::execute`].
     pub unsafe fn execute(&self, call: &Call) -> Result<()> {
-        Err(Error::unsupported(call.op.name(), "not yet on CUDA"))
+        // SAFETY: the caller's promise.
+        unsafe { self.execute_on(&self.main, call) }
+    }
+
+    /// Queues one op on a stream of this device, which may be in a capture.
+    ///
+    /// # Safety
+    /// As for [`crate::Device::execute`].
+    pub unsafe fn execute_on(&self, stream: &Stream, call: &Call) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { dispatch::launch(&self.context(stream), call) }
     }
 }

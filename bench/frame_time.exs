@@ -1,0 +1,154 @@
+# How long a policy's frame takes, from the Elixir call to the action on the host.
+#
+#     make bench BENCH_ARGS="--device cuda"
+#     mix run bench/frame_time.exs --device cpu --backbone lstm --frames 1000 --json frames.jsonl
+#
+# The networks have the shapes of a 60 FPS game's: 288 numbers in, 53 logits out; an MLP of two layers
+# of 512, and an LSTM and a GRU of two layers of 256 with layer norms. The weights are random, which
+# takes as long as trained ones. Two forms of each:
+#
+#   step    one frame; the state stays on the device (for the MLP there is none)
+#   window  the last 60 frames in every call, from the zero state; the answer to the last counts
+#
+# and each of them back to back and paced at 60 frames a second, when the processor and the GPU fall
+# asleep between frames. Where Benchee is there it runs the back-to-back part as well and prints its
+# own table; the figures in this one, and in the JSON lines, are always from the same plain timer.
+
+alias Nitrox.{Backbone, Program, Session}
+alias Nitrox.Demo.{Json, Timing}
+
+{opts, []} =
+  OptionParser.parse!(System.argv(),
+    strict: [
+      device: :string,
+      backbone: :string,
+      frames: :integer,
+      paced_frames: :integer,
+      json: :string,
+      benchee: :boolean
+    ]
+  )
+
+device =
+  case Keyword.get(opts, :device, "cpu") do
+    "cpu" -> :cpu
+    "cuda" -> {:cuda, 0}
+    "cuda:" <> n -> {:cuda, String.to_integer(n)}
+  end
+
+with {:error, error} <- Nitrox.Device.get(device), do: raise(error)
+
+frames = Keyword.get(opts, :frames, 2000)
+paced_frames = Keyword.get(opts, :paced_frames, 600)
+kinds = opts |> Keyword.get(:backbone, "mlp,lstm,gru") |> String.split(",", trim: true)
+
+hidden = %{"mlp" => [512, 512], "lstm" => [256, 256], "gru" => [256, 256]}
+window = 60
+sample = [temperature: 1.0, seed: 1]
+
+step = fn backbone -> Backbone.program(backbone, sample: sample) end
+
+windowed = fn backbone ->
+  frame = fn x, state ->
+    {logits, _} = Backbone.window(backbone, x, Backbone.initial_state(backbone))
+    last = logits |> Nitrox.slice([0, window - 1, 0], [1, 1, 53]) |> Nitrox.reshape({1, 53})
+    {action, counter} = Nitrox.sample(last, state.counter, sample)
+    {{action, last}, %{counter: counter}}
+  end
+
+  Program.compile(frame, [Nitrox.template({1, window, 288}, {:f, 32})],
+    device: device,
+    state: %{counter: Nitrox.tensor(0, device: device)},
+    outputs: :binary
+  )
+end
+
+observation = fn count ->
+  {numbers, _} =
+    Enum.map_reduce(1..count, :rand.seed_s(:exsss, 1), fn _, rand ->
+      {x, rand} = :rand.normal_s(rand)
+      {<<x::float-32-native>>, rand}
+    end)
+
+  IO.iodata_to_binary(numbers)
+end
+
+cases =
+  for name <- kinds, {form, compile, seen} <- [{"step", step, 1}, {"window", windowed, window}] do
+    config = [input: {:features, 288}, hidden: Map.fetch!(hidden, name), outputs: 53]
+    backbone = Backbone.init(String.to_existing_atom(name), config, device: device)
+    program = compile.(backbone)
+    session = Session.new(program)
+    input = observation.(seen * 288)
+
+    %{
+      name: "#{name} #{form}",
+      backbone: name,
+      form: form,
+      layers: length(backbone.hidden),
+      info: Program.info(program),
+      call: fn _ -> Session.step(session, [input]) end
+    }
+  end
+
+IO.puts(
+  "#{inspect(device)}, #{System.schedulers_online()} schedulers, OTP #{System.otp_release()}\n"
+)
+
+columns =
+  [{"frame", 13}, {"pace", 13}, {"frames", 7}, {"kernels", 8}] ++
+    for(name <- ~w(p50 p95 p99 p99.9 max), do: {name, 10})
+
+row = fn cells ->
+  Enum.zip_with(cells, columns, fn cell, {_, width} ->
+    String.pad_leading(to_string(cell), width)
+  end)
+end
+
+IO.puts(row.(Enum.map(columns, &elem(&1, 0))))
+
+lines =
+  for %{call: call} = c <- cases,
+      {pace, count, fps} <- [{"back to back", frames, nil}, {"60 Hz", paced_frames, 60}] do
+    Timing.measure(max(div(count, 10), 20), nil, call)
+    {times, _} = Timing.measure(count, nil, call, fps: fps)
+    us = Timing.summary(times)
+    # No kernels are launched on the CPU.
+    kernels = if device == :cpu, do: "-", else: c.info.kernel_nodes
+
+    IO.puts(
+      row.(
+        [c.name, pace, count, kernels] ++
+          Enum.map([us.p50, us.p95, us.p99, us.p999, us.max], &Timing.text/1)
+      )
+    )
+
+    [
+      case: "frame/#{c.backbone}-#{c.form}",
+      device: inspect(device),
+      pace: pace,
+      frames: count,
+      layers: c.layers,
+      kernel_nodes: c.info.kernel_nodes,
+      us: [p50: us.p50, p95: us.p95, p99: us.p99, p999: us.p999, max: us.max]
+    ]
+  end
+
+if path = opts[:json] do
+  File.write!(path, Enum.map(lines, &[Json.encode(&1), ?\n]))
+  IO.puts("\n#{path} has these lines.")
+end
+
+if Keyword.get(opts, :benchee, true) and Code.ensure_loaded?(Benchee) do
+  IO.puts("\nBenchee, back to back:\n")
+
+  apply(Benchee, :run, [
+    Map.new(cases, &{&1.name, fn -> &1.call.(nil) end}),
+    [
+      warmup: 0.5,
+      time: 2,
+      percentiles: [50, 99, 99.9],
+      print: [benchmarking: false, configuration: false]
+    ]
+  ])
+end

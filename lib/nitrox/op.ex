@@ -1,0 +1,157 @@
+defmodule Nitrox.Op do
+  @moduledoc """
+  The ops: one struct each, such as `%Nitrox.Op.LayerNorm{epsilon: 1.0e-5}`, with the attributes of
+  the op. Applied to tensors an op runs at once; applied to a value of a traced function it becomes
+  a part of the program.
+
+  The functions of `Nitrox` are made of these, and are what to call.
+  """
+
+  alias Nitrox.{Device, Element, Error, Native, Template, Tensor, Value}
+
+  @type t :: struct()
+  @typedoc "`nil` stands for an optional input that is not given."
+  @type input :: Tensor.t() | Value.t() | number() | nil
+
+  @doc """
+  Applies an op, and gives its outputs as a list.
+
+  A number among the inputs becomes a scalar of the type of the first tensor or value, on its
+  device. Where any input is a value the op is traced, and tensors among its inputs become
+  parameters of the program; else it is run on the device of its first tensor.
+  """
+  @spec apply(t(), [input()]) :: [Tensor.t()] | [Value.t()]
+  def apply(op, inputs) when is_struct(op) and is_list(inputs) do
+    first = Enum.find(inputs, &is_struct/1)
+    check_input!(op, first)
+
+    if Enum.any?(inputs, &is_struct(&1, Value)),
+      do: trace(op, inputs, first.type),
+      else: run(op, inputs, first)
+  end
+
+  defp run(op, inputs, %{device: device, type: type}) do
+    # Scalars are held by this list until the op has run.
+    operands =
+      Enum.map(inputs, fn
+        %Tensor{} = tensor -> tensor
+        nil -> nil
+        other -> Tensor.scalar(constant(op, other, type), type, device)
+      end)
+
+    refs = Enum.map(operands, &(&1 && &1.ref))
+
+    for output <- Native.call(:run, [device, wire(op), refs]),
+        do: Tensor.from_native(output, device)
+  end
+
+  defp trace(op, inputs, type) do
+    inputs =
+      Enum.map(inputs, fn
+        %module{} = input when module in [Tensor, Value] -> input
+        nil -> nil
+        other -> {:constant, constant(op, other, type), type}
+      end)
+
+    specs =
+      Enum.map(inputs, fn
+        nil -> nil
+        {:constant, _, type} -> {type, []}
+        input -> Tensor.to_spec(input)
+      end)
+
+    node = %Value.Node{id: make_ref(), op: op, inputs: inputs}
+
+    for {{type, shape}, index} <- Enum.with_index(Native.call(:infer, [wire(op), specs])) do
+      %Value{node: node, index: index, type: type, shape: shape}
+    end
+  end
+
+  # The bytes of a number as a scalar.
+  defp constant(op, number, type) when is_number(number) do
+    case Element.encode(number, type) do
+      :error ->
+        message = "the number #{inspect(number)} is no #{inspect(type)}, the type of its tensor"
+        raise Error.argument(name(op), message)
+
+      bytes ->
+        bytes
+    end
+  end
+
+  defp constant(op, other, _), do: check_input!(op, other)
+
+  defp check_input!(_, %module{}) when module in [Tensor, Value], do: :ok
+
+  defp check_input!(op, %Template{}) do
+    raise Error.argument(
+            name(op),
+            "a template has no elements",
+            "give it to Nitrox.Program.compile/3, and use the value that the function gets for it"
+          )
+  end
+
+  defp check_input!(op, nil) do
+    raise Error.argument(name(op), "takes at least one tensor, got none")
+  end
+
+  defp check_input!(op, other) do
+    raise Error.argument(name(op), "takes tensors, numbers and nil, got #{inspect(other)}")
+  end
+
+  @doc """
+  The kernel that an op would use on inputs like these, and why. Templates serve as inputs too.
+
+  `launches` is the number of kernels launched, 0 on the CPU.
+
+  ## Options
+
+    * `:device` — by default that of the first tensor, and `Nitrox.Device.default/0` where there is
+      none
+  """
+  @spec explain(t(), [Tensor.t() | Template.t() | Value.t() | nil], device: Device.t()) :: %{
+          variant: String.t(),
+          why: String.t(),
+          launches: non_neg_integer()
+        }
+  def explain(op, inputs, options \\ []) when is_struct(op) and is_list(inputs) do
+    options = Keyword.validate!(options, [:device])
+
+    device =
+      options[:device] ||
+        Enum.find_value(inputs, Device.default(), fn
+          %Tensor{device: device} -> device
+          _ -> nil
+        end)
+
+    specs =
+      Enum.map(inputs, fn
+        nil -> nil
+        %module{} = input when module in [Tensor, Template, Value] -> Tensor.to_spec(input)
+        other -> check_input!(op, other)
+      end)
+
+    {variant, why, launches} = Native.call(:explain, [device, wire(op), specs])
+    %{variant: variant, why: why, launches: launches}
+  end
+
+  @doc false
+  # What the library takes for an op: `{:layer_norm, %{epsilon: 1.0e-5}}`.
+  def wire(op), do: {name(op), Map.from_struct(op)}
+
+  @doc false
+  # `:layer_norm`, from the module's name; kept, as making it takes microseconds.
+  def name(%module{}) do
+    key = {__MODULE__, module}
+
+    case :persistent_term.get(key, nil) do
+      nil ->
+        name = module |> Module.split() |> List.last() |> Macro.underscore() |> String.to_atom()
+        :persistent_term.put(key, name)
+        name
+
+      name ->
+        name
+    end
+  end
+end

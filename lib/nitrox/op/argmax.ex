@@ -1,0 +1,12 @@
+defmodule Nitrox.Op.Argmax do
+  @moduledoc """
+  The index of the greatest element along an axis, `{:s, 32}`. The first of equals wins, and a NaN
+  beats any number.
+
+  `x {…}` of any type → the axis left out, or of length 1 with `keep_axis`. A negative `axis` counts
+  from the last. The axis must not be empty.
+  """
+
+  @type t :: %__MODULE__{axis: integer(), keep_axis: boolean()}
+  defstruct axis: -1, keep_axis: false
+end

@@ -1,0 +1,92 @@
+defmodule Nitrox.Options do
+  @moduledoc false
+  # Checks the keyword lists of public functions. A schema gives each option a default and a check;
+  # a check is what is expected, in words, and a function that says whether a value is that.
+
+  @type check :: {String.t(), (term() -> boolean())}
+  @type schema :: [{atom(), {term(), check()}}]
+
+  @doc "The options as a map, with defaults; raises for what the schema does not know or accept."
+  @spec validate!(atom(), term(), schema()) :: map()
+  def validate!(op, opts, schema) do
+    if not Keyword.keyword?(opts) do
+      fail!(op, "options must be a keyword list, got #{inspect(opts)}")
+    end
+
+    defaults = Map.new(schema, fn {name, {default, _check}} -> {name, default} end)
+
+    Enum.reduce(opts, defaults, fn {name, value}, taken ->
+      put!(op, schema, taken, name, value)
+    end)
+  end
+
+  defp put!(op, schema, taken, name, value) do
+    case Keyword.fetch(schema, name) do
+      {:ok, {default, {expected, valid?}}} ->
+        if value === default or valid?.(value) do
+          Map.put(taken, name, value)
+        else
+          fail!(op, "#{name}: expected #{expected}, got #{inspect(value)}")
+        end
+
+      :error ->
+        known = schema |> Keyword.keys() |> Enum.map_join(", ", &inspect/1)
+        known = if known == "", do: "it takes none", else: "known are #{known}"
+        fail!(op, "unknown option #{inspect(name)}; #{known}")
+    end
+  end
+
+  @doc "Raises the error of an argument that the function `op` does not take."
+  @spec fail!(atom(), String.t(), String.t() | nil) :: no_return()
+  def fail!(op, message, hint \\ nil) do
+    raise Nitrox.Error.argument(op, message, hint)
+  end
+
+  @spec one_of([atom()]) :: check()
+  def one_of(values), do: {"one of #{Enum.map_join(values, ", ", &inspect/1)}", &(&1 in values)}
+
+  @spec boolean() :: check()
+  def boolean, do: {"true or false", &is_boolean/1}
+
+  @spec tensor() :: check()
+  def tensor, do: {"a tensor", &tensor?/1}
+
+  @spec integer() :: check()
+  def integer, do: {"an integer", &is_integer/1}
+
+  @spec integer(integer()) :: check()
+  def integer(least), do: {"an integer of at least #{least}", &(is_integer(&1) and &1 >= least)}
+
+  @spec not_negative() :: check()
+  def not_negative, do: {"a number that is not negative", &(is_number(&1) and &1 >= 0)}
+
+  @spec axes() :: check()
+  def axes do
+    {"a list of at least one axis",
+     &(is_list(&1) and &1 != [] and Enum.all?(&1, fn a -> is_integer(a) end))}
+  end
+
+  @spec device() :: check()
+  def device do
+    {":cpu or {:cuda, n}",
+     fn
+       :cpu -> true
+       {:cuda, n} when is_integer(n) and n >= 0 -> true
+       _ -> false
+     end}
+  end
+
+  @spec type() :: check()
+  def type do
+    {"a type, such as {:f, 32}",
+     fn
+       {kind, bits} -> is_atom(kind) and is_integer(bits)
+       _ -> false
+     end}
+  end
+
+  @spec tensor?(term()) :: boolean()
+  def tensor?(%Nitrox.Tensor{}), do: true
+  def tensor?(%Nitrox.Value{}), do: true
+  def tensor?(_), do: false
+end

@@ -1,0 +1,122 @@
+defmodule Nitrox.Session do
+  @moduledoc """
+  A program with a state that stays on the device from call to call: a policy's frame is one
+  `step/2`.
+
+      program =
+        Nitrox.Program.compile(
+          fn x, {c, h} ->
+            {seq, {c, h}} = Nitrox.lstm(x, {c, h}, wi, wh, b)
+            {seq, {c, h}}
+          end,
+          [Nitrox.template({1, 1, 256}, {:f, 32})],
+          state: {zeros, zeros},
+          outputs: :binary
+        )
+
+      session = Nitrox.Session.new(program)
+      frame = Nitrox.Session.step(session, [frame_bytes])
+
+  Any process may call a session; calls are answered one after the other, in the order in which they
+  came. `snapshot/1` and `restore/2` are exact: a session that was restored repeats its outputs bit
+  for bit. `fork/1` makes a second session that goes on from the same state.
+  """
+
+  alias Nitrox.{Container, Error, Native, Program, Telemetry, Tensor}
+  require Telemetry
+
+  defmodule Snapshot do
+    @moduledoc """
+    The state of a session at one time.
+    """
+
+    @type t :: %__MODULE__{tensors: [Nitrox.Tensor.t()]}
+    @enforce_keys [:tensors]
+    defstruct [:tensors]
+
+    defimpl Inspect do
+      def inspect(%{tensors: tensors}, _opts) do
+        "#Nitrox.Session.Snapshot<#{Enum.map_join(tensors, ", ", &Nitrox.Tensor.spec_text/1)}>"
+      end
+    end
+  end
+
+  @type t :: %__MODULE__{ref: reference(), program: Program.t()}
+  @enforce_keys [:ref, :program]
+  defstruct [:ref, :program]
+
+  @doc """
+  A session in the initial state of a program, which was compiled with `state:`.
+  """
+  @spec new(Program.t()) :: t()
+  def new(%Program{ref: ref} = program) do
+    %__MODULE__{ref: Native.call(:session_new, [ref]), program: program}
+  end
+
+  @doc """
+  One run: reads the state and leaves the next one. Arguments and outputs are as with
+  `Nitrox.Program.run/2`.
+  """
+  @spec step(t(), [Program.container()]) :: Program.container()
+  def step(%__MODULE__{ref: ref, program: program} = session, args) do
+    Telemetry.span [:nitrox, :session, :step], %{session: session} do
+      feeds = Program.feeds(program, args)
+      Program.outputs(program, Native.call(:session_step, [ref, feeds]))
+    end
+  end
+
+  @doc """
+  Copies of the state's tensors, in the structure of `state:`.
+  """
+  @spec state(t()) :: Program.container()
+  def state(%__MODULE__{program: %{state: {skeleton, _}}} = session) do
+    Container.build(skeleton, copies(session))
+  end
+
+  @doc """
+  The state as it is now, to come back to with `restore/2`.
+  """
+  @spec snapshot(t()) :: Snapshot.t()
+  def snapshot(%__MODULE__{} = session), do: %Snapshot{tensors: copies(session)}
+
+  defp copies(%{ref: ref, program: %{state: {_, specs}, device: device}}) do
+    Program.tensors(Native.call(:session_snapshot, [ref]), specs, device)
+  end
+
+  @doc """
+  Sets the state to that of a snapshot: one of this session, or of another of the same structure.
+  """
+  @spec restore(t(), Snapshot.t()) :: :ok
+  def restore(%__MODULE__{ref: ref}, %Snapshot{tensors: tensors}) do
+    Native.call(:session_restore, [ref, Enum.map(tensors, & &1.ref)])
+  end
+
+  def restore(%__MODULE__{}, other) do
+    raise Error.argument(
+            :restore,
+            "a Nitrox.Session.Snapshot was expected, got #{inspect(other)}"
+          )
+  end
+
+  @doc """
+  A second session of the same program that starts from this one's state. Neither disturbs the
+  other.
+  """
+  @spec fork(t()) :: t()
+  def fork(%__MODULE__{ref: ref} = session) do
+    %{session | ref: Native.call(:session_fork, [ref])}
+  end
+
+  defimpl Inspect do
+    def inspect(%{program: program}, _opts) do
+      {_, states} = program.state
+
+      specs =
+        Enum.map_join(states, ", ", fn {type, shape} ->
+          Tensor.spec_text(%{type: type, shape: shape})
+        end)
+
+      "#Nitrox.Session<state (#{specs}) on #{Kernel.inspect(program.device)}>"
+    end
+  end
+end

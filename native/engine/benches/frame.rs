@@ -1,0 +1,176 @@
+//! What a policy frame costs from Rust: TARGETS' step forms as programs, host bytes in and out,
+//! back to back and paced at 60 Hz. The same frames from Elixir are in `bench/frame_time.exs`;
+//! the difference is the cost of the call.
+//!
+//! `cargo bench --bench frame -- [cpu|cuda] [frames] [paced frames]` prints a JSON line a case.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::time::{Duration, Instant};
+
+use nitrox_engine::device::{Device, Id};
+use nitrox_engine::op::*;
+use nitrox_engine::program::{Feed, Graph, Mode, Node, Options, Program, Ref, Session, Started};
+use nitrox_engine::{DType, Spec, Tensor};
+
+const FEATURES: usize = 288;
+const ACTIONS: usize = 53;
+
+fn spec(shape: &[usize]) -> Spec {
+    Spec::new(DType::F32, shape).unwrap()
+}
+
+/// A graph under construction, with random parameters of scale 1/√fan-in.
+struct Builder<'a> {
+    device: &'a Device,
+    params: Vec<Tensor>,
+    nodes: Vec<Node>,
+    seed: u64,
+}
+
+impl Builder<'_> {
+    fn param(&mut self, shape: &[usize]) -> Ref {
+        let scale = 1.0 / (shape[0] as f32).sqrt();
+        let count: usize = shape.iter().product();
+        let values: Vec<u8> = (0..count)
+            .flat_map(|_| {
+                self.seed = self.seed.wrapping_mul(6364136223846793005).wrapping_add(1);
+                (((self.seed >> 40) as f32 / (1u64 << 24) as f32 - 0.5) * scale).to_ne_bytes()
+            })
+            .collect();
+        self.params.push(Tensor::from_bytes(self.device, spec(shape), &values).unwrap());
+        Ref::Param(self.params.len() - 1)
+    }
+
+    fn node(&mut self, op: Op, inputs: &[Option<Ref>]) -> usize {
+        self.nodes.push(Node { op, inputs: inputs.to_vec() });
+        self.nodes.len() - 1
+    }
+
+    fn dense(&mut self, x: Ref, input: usize, output: usize, activation: Activation) -> Ref {
+        let (w, b) = (self.param(&[input, output]), self.param(&[output]));
+        Ref::Node(self.node(Op::Dense(Dense { activation }), &[Some(x), Some(w), Some(b)]), 0)
+    }
+
+    fn reshape(&mut self, x: Ref, shape: &[usize]) -> Ref {
+        let op = Op::Reshape(Reshape { shape: shape.to_vec() });
+        Ref::Node(self.node(op, &[Some(x)]), 0)
+    }
+
+    fn layer_norm(&mut self, x: Ref, width: usize) -> Ref {
+        let (gamma, beta) = (self.param(&[width]), self.param(&[width]));
+        let op = Op::LayerNorm(Norm { epsilon: 1e-5 });
+        Ref::Node(self.node(op, &[Some(x), Some(gamma), Some(beta)]), 0)
+    }
+}
+
+fn program(device: &Device, kind: &str) -> std::sync::Arc<Program> {
+    let mut g = Builder { device, params: vec![], nodes: vec![], seed: 42 };
+    let mut state = Vec::new();
+    let mut next_state = Vec::new();
+    let hidden = 256;
+    let head = match kind {
+        "mlp" => {
+            let x = g.dense(Ref::Input(0), FEATURES, 512, Activation::Relu);
+            let x = g.dense(x, 512, 512, Activation::Relu);
+            g.dense(x, 512, ACTIONS, Activation::None)
+        }
+        _ => {
+            let (gates, states) = if kind == "lstm" { (4, 2) } else { (3, 1) };
+            let mut x = g.reshape(Ref::Input(0), &[1, 1, FEATURES]);
+            let mut width = FEATURES;
+            for _ in 0..2 {
+                let (wi, wh) =
+                    (g.param(&[width, gates * hidden]), g.param(&[hidden, gates * hidden]));
+                let b = g.param(&[4 * hidden]);
+                let mut inputs = vec![Some(x)];
+                for _ in 0..states {
+                    inputs.push(Some(Ref::State(state.len())));
+                    let zeros = vec![0; 4 * hidden];
+                    state.push(Tensor::from_bytes(device, spec(&[1, hidden]), &zeros).unwrap());
+                }
+                inputs.extend([Some(wi), Some(wh), Some(b)]);
+                let attrs = Recurrent { reverse: false };
+                let op = if kind == "lstm" { Op::Lstm(attrs) } else { Op::Gru(attrs) };
+                let n = g.node(op, &inputs);
+                next_state.extend((0..states).map(|k| Ref::Node(n, k + 1)));
+                x = g.layer_norm(Ref::Node(n, 0), hidden);
+                width = hidden;
+            }
+            let x = g.reshape(x, &[1, hidden]);
+            g.dense(x, hidden, ACTIONS, Activation::None)
+        }
+    };
+    if state.is_empty() {
+        // A counter, so that every backbone is a session.
+        state.push(Tensor::from_bytes(device, spec(&[1]), &[0; 4]).unwrap());
+        next_state.push(Ref::State(0));
+    }
+    let graph = Graph {
+        nodes: g.nodes,
+        inputs: vec![spec(&[1, FEATURES])],
+        outputs: vec![head],
+        next_state,
+    };
+    let options = Options { readback: true, instances: 1 };
+    Program::compile(device, graph, g.params, state, options).unwrap()
+}
+
+fn frame(session: &Session, x: &[u8]) -> f64 {
+    let began = Instant::now();
+    let outputs = match session.step(&[Feed::Bytes(x)], Mode::Try).unwrap() {
+        Started::Done(outputs) => outputs,
+        Started::Pending(pending) => pending.wait().unwrap(),
+        Started::Busy => match session.step(&[Feed::Bytes(x)], Mode::Block).unwrap() {
+            Started::Done(outputs) => outputs,
+            _ => panic!("a blocking step is done when it returns"),
+        },
+    };
+    let took = began.elapsed().as_secs_f64() * 1e6;
+    assert_eq!(outputs.len(), 1);
+    took
+}
+
+fn report(kind: &str, device: &Device, how: &str, kernels: usize, mut times: Vec<f64>) {
+    times.sort_by(f64::total_cmp);
+    let at = |q: f64| times[((times.len() - 1) as f64 * q).round() as usize];
+    println!(
+        "{{\"case\": \"frame/{kind}\", \"device\": \"{}\", \"from\": \"rust\", \"pacing\": \"{how}\", \
+         \"frames\": {}, \"kernel_nodes\": {kernels}, \"p50\": {:.1}, \"p95\": {:.1}, \"p99\": {:.1}, \
+         \"p999\": {:.1}, \"max\": {:.1}}}",
+        device.id(),
+        times.len(),
+        at(0.5),
+        at(0.95),
+        at(0.99),
+        at(0.999),
+        at(1.0)
+    );
+}
+
+fn main() {
+    let args: Vec<_> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
+    let id = if args.first().is_some_and(|a| a == "cuda") { Id::Cuda(0) } else { Id::Cpu };
+    let count = |i: usize, default| args.get(i).and_then(|a| a.parse().ok()).unwrap_or(default);
+    let (frames, paced) = (count(1, 5000), count(2, 600));
+    let device = Device::open(id, None).unwrap();
+    for kind in ["mlp", "lstm", "gru"] {
+        let program = program(&device, kind);
+        let session = Session::new(&program).unwrap();
+        let kernels = program.info().kernel_nodes;
+        let x: Vec<u8> = (0..FEATURES).flat_map(|i| (i as f32 / 288.0).to_ne_bytes()).collect();
+        for _ in 0..200 {
+            frame(&session, &x);
+        }
+        let times = (0..frames).map(|_| frame(&session, &x)).collect();
+        report(kind, &device, "back to back", kernels, times);
+        let period = Duration::from_nanos(16_666_667);
+        let mut next = Instant::now();
+        let mut times = Vec::new();
+        for _ in 0..paced {
+            next += period;
+            std::thread::sleep(next.saturating_duration_since(Instant::now()));
+            times.push(frame(&session, &x));
+        }
+        report(kind, &device, "60 Hz", kernels, times);
+    }
+}

@@ -1,0 +1,103 @@
+//! What a variant is chosen by.
+
+use std::ffi::{CStr, c_char, c_int};
+
+use super::driver::Driver;
+use crate::error::Result;
+
+/// What a GPU has. Sizes are bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Props {
+    pub name: String,
+    /// Compute capability.
+    pub major: u32,
+    pub minor: u32,
+    /// Streaming multiprocessors.
+    pub sms: u32,
+    /// Shared memory that one block can opt in to.
+    pub shared_optin: u32,
+    pub shared_per_sm: u32,
+    /// 32-bit registers.
+    pub registers_per_sm: u32,
+    pub threads_per_sm: u32,
+    pub l2: usize,
+    pub memory: usize,
+    /// Whether the blocks of a grid can wait for each other.
+    pub cooperative: bool,
+}
+
+impl Props {
+    /// The architecture a kernel is compiled for: that of this very chip, with the
+    /// instructions that only it has where there are such.
+    pub fn arch(&self) -> String {
+        arch(self.major, self.minor)
+    }
+
+    pub(super) fn read(driver: &Driver) -> Result<Self> {
+        let attribute = |which| attribute(driver, which);
+        // By number, as in the driver's header: cudarc's enum would do, and these are fixed.
+        const SMS: u32 = 16;
+        const L2: u32 = 38;
+        const THREADS_PER_SM: u32 = 39;
+        const MAJOR: u32 = 75;
+        const MINOR: u32 = 76;
+        const SHARED_PER_SM: u32 = 81;
+        const REGISTERS_PER_SM: u32 = 82;
+        const COOPERATIVE: u32 = 95;
+        const SHARED_OPTIN: u32 = 97;
+
+        let mut name = [0 as c_char; 256];
+        let api = driver.enter()?;
+        // SAFETY: the driver writes at most so many bytes, the ending zero among them.
+        let result = unsafe {
+            (api.cuDeviceGetName)(name.as_mut_ptr(), name.len() as c_int - 1, driver.device())
+        };
+        driver.check("cuDeviceGetName", result)?;
+        let mut memory = 0;
+        // SAFETY: `memory` is ours to write.
+        let result = unsafe { (api.cuDeviceTotalMem)(&mut memory, driver.device()) };
+        driver.check("cuDeviceTotalMem", result)?;
+        Ok(Props {
+            // SAFETY: the last byte was left zero.
+            name: unsafe { CStr::from_ptr(name.as_ptr()) }.to_string_lossy().into_owned(),
+            major: attribute(MAJOR)?,
+            minor: attribute(MINOR)?,
+            sms: attribute(SMS)?,
+            shared_optin: attribute(SHARED_OPTIN)?,
+            shared_per_sm: attribute(SHARED_PER_SM)?,
+            registers_per_sm: attribute(REGISTERS_PER_SM)?,
+            threads_per_sm: attribute(THREADS_PER_SM)?,
+            l2: attribute(L2)? as usize,
+            memory,
+            cooperative: attribute(COOPERATIVE)? != 0,
+        })
+    }
+}
+
+/// `sm_86`, `sm_90a`
+pub fn arch(major: u32, minor: u32) -> String {
+    let own = if major >= 9 { "a" } else { "" };
+    format!("sm_{major}{minor}{own}")
+}
+
+fn attribute(driver: &Driver, which: u32) -> Result<u32> {
+    let mut value = 0;
+    let api = driver.enter()?;
+    // SAFETY: `value` is ours to write, and an unknown attribute is an error of the call's.
+    let result = unsafe { (api.cuDeviceGetAttribute)(&mut value, which, driver.device()) };
+    driver.check("cuDeviceGetAttribute", result)?;
+    Ok(value.max(0) as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::arch;
+
+    #[test]
+    fn the_chips_own_instructions_from_hopper_on() {
+        assert_eq!(arch(8, 0), "sm_80");
+        assert_eq!(arch(8, 9), "sm_89");
+        assert_eq!(arch(9, 0), "sm_90a");
+        assert_eq!(arch(12, 0), "sm_120a");
+    }
+}

@@ -1,0 +1,271 @@
+//! A program's instance on CUDA: a stream of its own, pinned staging, and the whole list of ops
+//! captured into a graph, once for each parity of the states.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::Cuda;
+use super::graph::Graph;
+use super::memory::Pinned;
+use super::stream::{Event, Stream};
+use crate::device::Device;
+use crate::error::Result;
+use crate::instance::{Outcome, Slots};
+use crate::plan::{Place, Plan};
+use crate::pool::{ALIGNMENT, round_up};
+use crate::program::{Feed, Output, Program};
+use crate::tensor::Tensor;
+
+#[derive(Debug)]
+pub(crate) struct Runner {
+    cuda: Arc<Cuda>,
+    stream: Stream,
+    /// The end of the latest run.
+    done: Event,
+    /// The point of the device's main stream that a run waits for.
+    entry: Event,
+    /// Whether the main stream has done something that the next run must come after.
+    after_main: bool,
+    /// Whether the latest run may still be under way.
+    running: bool,
+    /// Host bytes of the inputs, laid out as the arena's inputs.
+    inputs: Option<Pinned>,
+    readback: Option<Readback>,
+    graphs: HashMap<Variant, Graph>,
+}
+
+/// What a graph was captured for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Variant {
+    parity: usize,
+    /// Whether it begins with the copy of the staged inputs.
+    staged: bool,
+}
+
+/// Host memory for the outputs of a program that reads them back.
+#[derive(Debug)]
+struct Readback {
+    host: Pinned,
+    /// Each output's offset and bytes.
+    outputs: Vec<(usize, usize)>,
+    /// Copies: the place they begin at, the offset in `host`, and the bytes.
+    copies: Vec<(Place, usize, usize)>,
+}
+
+impl Runner {
+    /// Captures the graphs of a program whose inputs come from the host.
+    pub fn new(cuda: &Arc<Cuda>, program: &Program, slots: &Slots) -> Result<Self> {
+        let plan = &program.plan;
+        let pinned = |bytes| if bytes == 0 { Ok(None) } else { cuda.pinned(bytes).map(Some) };
+        let mut runner = Runner {
+            stream: cuda.stream()?,
+            done: cuda.event()?,
+            entry: cuda.event()?,
+            after_main: true,
+            running: false,
+            inputs: pinned(plan.input_bytes)?,
+            readback: None,
+            graphs: HashMap::new(),
+            cuda: Arc::clone(cuda),
+        };
+        if program.options.readback {
+            runner.readback = Readback::new(cuda, plan)?;
+        }
+        for parity in 0..=usize::from(plan.alternates) {
+            runner.capture(program, slots, Variant { parity, staged: true })?;
+        }
+        Ok(runner)
+    }
+
+    pub fn graph_nodes(&self) -> (usize, usize) {
+        let graph = self.graphs.get(&Variant { parity: 0, staged: true });
+        graph.map_or((0, 0), |g| (g.nodes().kernels, g.nodes().copies))
+    }
+
+    pub fn ready(&mut self, feeds: &[Feed], parity: usize) -> Result<bool> {
+        if self.running && self.done.query()? {
+            self.running = false;
+        }
+        let staged = from_host(feeds);
+        Ok(!self.running && self.graphs.contains_key(&Variant { parity, staged }))
+    }
+
+    fn capture(&mut self, program: &Program, slots: &Slots, variant: Variant) -> Result<()> {
+        let plan = &program.plan;
+        let (inputs, readback) = (&self.inputs, &self.readback);
+        // Kernels are compiled and loaded now: nothing may block inside a capture.
+        slots.calls(plan, variant.parity, |call| {
+            let specs: Vec<_> = call.inputs.iter().map(|i| i.map(|view| view.spec)).collect();
+            self.cuda.prepare(call.op, &specs)
+        })?;
+        let graph = self.cuda.capture(&self.stream, |cx| {
+            if let (true, Some(staging)) = (variant.staged, inputs) {
+                // SAFETY: the slots and the staging memory live as long as this runner's
+                // instance, which runs one graph at a time.
+                unsafe { cx.upload(slots.base(), staging.host(), plan.input_bytes) }?;
+            }
+            slots.calls(plan, variant.parity, |call| {
+                // SAFETY: the plan keeps live values apart and sized the workspace; arena and
+                // parameters live as long as the instance.
+                unsafe { self.cuda.execute_on(&self.stream, call) }
+            })?;
+            if let Some(readback) = readback {
+                for &(place, offset, bytes) in &readback.copies {
+                    let host = readback.host.host().wrapping_add(offset);
+                    let from = slots.addr(place, variant.parity);
+                    // SAFETY: as for the inputs; the pinned memory has `bytes` from `offset`.
+                    unsafe { cx.download(host, from, bytes) }?;
+                }
+            }
+            Ok(())
+        })?;
+        self.graphs.insert(variant, graph);
+        Ok(())
+    }
+
+    /// Queues a run. Gives the outputs where they are tensors: those are ordered by streams, and
+    /// nobody has to wait.
+    pub fn start(
+        &mut self,
+        program: &Program,
+        slots: &Slots,
+        parity: usize,
+        feeds: &[Feed],
+    ) -> Result<Option<Vec<Output>>> {
+        if self.running {
+            // The staging memory is still being read.
+            self.done.synchronize()?;
+            self.running = false;
+        }
+        let staged = from_host(feeds);
+        let variant = Variant { parity, staged };
+        if !self.graphs.contains_key(&variant) {
+            self.capture(program, slots, variant)?;
+        }
+        let plan = &program.plan;
+        // Pool memory belongs to the main stream's order: what comes from it or goes to it ties
+        // the two streams together. A frame from and to the host needs neither.
+        let pooled = !staged || !program.options.readback;
+        if pooled || self.after_main {
+            self.entry.record(self.cuda.main())?;
+            self.stream.wait(&self.entry)?;
+            self.after_main = false;
+        }
+        if let Some(staging) = &self.inputs {
+            for (feed, (offset, _)) in feeds.iter().zip(&plan.inputs) {
+                if let Feed::Bytes(bytes) = feed {
+                    let slot = staging.host().wrapping_add(*offset);
+                    // SAFETY: the staging memory is laid out as the inputs, whose sizes the
+                    // caller has checked, and no run reads it now.
+                    unsafe { slot.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+                }
+            }
+        }
+        self.running = true;
+        let cx = self.cuda.context(&self.stream);
+        if !staged {
+            for (feed, (offset, spec)) in feeds.iter().zip(&plan.inputs) {
+                let slot = slots.base() + *offset as u64;
+                match (feed, &self.inputs) {
+                    // SAFETY: as in `capture`; the slot holds `spec`.
+                    (Feed::Tensor(t), _) => unsafe { cx.copy(slot, t.addr(), spec.bytes()) }?,
+                    (Feed::Bytes(_), Some(staging)) => {
+                        let from = staging.host().wrapping_add(*offset);
+                        // SAFETY: as above.
+                        unsafe { cx.upload(slot, from, spec.bytes()) }?;
+                    }
+                    (Feed::Bytes(_), None) => {}
+                }
+            }
+        }
+        if let Some(graph) = self.graphs.get_mut(&variant) {
+            // SAFETY: the arena and the parameters live as long as the instance, and whoever
+            // reuses the arena's memory is ordered after this run (see `poll`).
+            unsafe { graph.launch(&self.stream) }?;
+        }
+        let mut tensors = Vec::new();
+        if !program.options.readback {
+            let device = Device::Cuda(Arc::clone(&self.cuda));
+            for (place, spec) in &plan.outputs {
+                let tensor = Tensor::uninit(&device, spec.clone())?;
+                let from = slots.addr(*place, parity);
+                // SAFETY: a new tensor of the value's spec.
+                unsafe { cx.copy(tensor.addr(), from, spec.bytes()) }?;
+                tensors.push(Output::Tensor(tensor));
+            }
+        }
+        self.done.record(&self.stream)?;
+        if pooled {
+            self.cuda.main().wait(&self.done)?;
+        }
+        Ok((!program.options.readback).then_some(tensors))
+    }
+
+    /// Looks for the end of a run for as long as `spin`, or waits for it.
+    pub fn poll(&mut self, spin: Option<Duration>) -> Result<Outcome> {
+        match spin {
+            None => self.done.synchronize()?,
+            Some(spin) => {
+                let began = Instant::now();
+                while !self.done.query()? {
+                    if began.elapsed() >= spin {
+                        // The caller may go away and with it the instance: its memory is the
+                        // main stream's to reuse only after this run.
+                        self.cuda.main().wait(&self.done)?;
+                        return Ok(Outcome::Running);
+                    }
+                    std::hint::spin_loop();
+                }
+            }
+        }
+        self.running = false;
+        let Some(readback) = &self.readback else { return Ok(Outcome::Done(Vec::new())) };
+        let read = |&(at, bytes): &(usize, usize)| {
+            let from = readback.host.host().wrapping_add(at);
+            // SAFETY: `bytes` from there are the output's, and the copy to them is done.
+            Output::Bytes(unsafe { std::slice::from_raw_parts(from, bytes) }.to_vec())
+        };
+        Ok(Outcome::Done(readback.outputs.iter().map(read).collect()))
+    }
+
+    /// Orders work of the main stream after the latest run and before the next.
+    pub fn join(&mut self) -> Result<()> {
+        self.cuda.main().wait(&self.done)?;
+        self.after_main = true;
+        Ok(())
+    }
+}
+
+/// Whether every input comes as host bytes.
+fn from_host(feeds: &[Feed]) -> bool {
+    feeds.iter().all(|feed| matches!(feed, Feed::Bytes(_)))
+}
+
+impl Readback {
+    /// One copy for outputs that lie behind one another.
+    fn new(cuda: &Arc<Cuda>, plan: &Plan) -> Result<Option<Self>> {
+        let mut outputs = Vec::new();
+        let mut copies: Vec<(Place, usize, usize)> = Vec::new();
+        let mut size = 0;
+        let mut next = None;
+        for (place, spec) in &plan.outputs {
+            let bytes = spec.bytes();
+            outputs.push((size, bytes));
+            match copies.last_mut() {
+                Some((_, from, length)) if next == Some(*place) => *length = size + bytes - *from,
+                _ => copies.push((*place, size, bytes)),
+            }
+            let step = round_up(bytes.max(1), ALIGNMENT).unwrap_or(bytes);
+            next = match place {
+                Place::Arena(offsets) => Some(Place::Arena(offsets.map(|o| o + step))),
+                Place::Param(_) => None,
+            };
+            size += step;
+        }
+        if size == 0 {
+            return Ok(None);
+        }
+        Ok(Some(Readback { host: cuda.pinned(size)?, outputs, copies }))
+    }
+}

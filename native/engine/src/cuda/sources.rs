@@ -1,0 +1,20 @@
+//! The kernels' text, embedded. Each family adds its lines.
+
+macro_rules! sources {
+    ($($name:literal),* $(,)?) => {
+        &[$(($name, include_str!(concat!("../../kernels/", $name)))),*]
+    };
+}
+
+/// Name → text of every `.cu` and `.cuh`. A header is included under its name here.
+pub static SOURCES: &[(&str, &str)] = sources!["common/types.cuh",];
+
+/// The text of one of them.
+pub fn source(name: &str) -> Option<&'static str> {
+    SOURCES.iter().find(|(n, _)| *n == name).map(|&(_, text)| text)
+}
+
+/// What a `.cu` may include.
+pub fn headers() -> impl Iterator<Item = (&'static str, &'static str)> {
+    SOURCES.iter().copied().filter(|(name, _)| name.ends_with(".cuh"))
+}

@@ -1,0 +1,194 @@
+//! Programs and sessions as resources, and their runs.
+//!
+//! A run is tried on the caller's own scheduler. What would block there is answered with `:heavy`
+//! (an instance is in use, or the run is long) or `{:pending, run}` (the GPU has it), and Elixir
+//! goes on with a dirty twin. Those that queue for an instance are on the dirty CPU schedulers and
+//! those that wait for the GPU on the dirty IO ones: a run that is under way never has to queue
+//! behind calls that wait for it.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use nitrox_engine::program::{Options, Program, Session};
+use nitrox_engine::{Error, Feed, Graph, Mode, Output, Pending, Started, Tensor};
+use rustler::{Binary, Encoder, Env, NewBinary, Resource, ResourceArc, Term};
+
+use crate::answer::{Answer, Instead};
+use crate::devices;
+use crate::tensors::{self, On, list};
+use crate::term::{DecodeError, decode};
+
+mod atoms {
+    rustler::atoms! {
+        ok, steps, kernel_nodes, copy_nodes, arena_bytes, parameter_bytes, instances
+    }
+}
+
+pub struct ProgramHandle(Arc<Program>);
+pub struct SessionHandle(Session);
+/// A run under way; nothing once its results were taken. Dropping it, as its process's end does,
+/// gives the instance back.
+pub struct PendingHandle(Mutex<Option<Pending>>);
+
+#[rustler::resource_impl]
+impl Resource for ProgramHandle {}
+#[rustler::resource_impl]
+impl Resource for SessionHandle {}
+#[rustler::resource_impl]
+impl Resource for PendingHandle {}
+
+fn program<'a>(term: Term<'a>) -> Answer<&'a Arc<Program>> {
+    match term.try_get_resource::<ProgramHandle>() {
+        Some(handle) => Ok(&handle.0),
+        None => Err(DecodeError::expected("a program", term).of("program").into()),
+    }
+}
+
+fn session<'a>(term: Term<'a>) -> Answer<&'a Session> {
+    match term.try_get_resource::<SessionHandle>() {
+        Some(handle) => Ok(&handle.0),
+        None => Err(DecodeError::expected("a session", term).of("session").into()),
+    }
+}
+
+fn tensors_of(what: &str, term: Term) -> Answer<Vec<Arc<Tensor>>> {
+    let terms = list(what, term)?;
+    terms.iter().enumerate().map(|(i, &t)| tensors::get(&format!("{what}[{i}]"), t)).collect()
+}
+
+fn owned(tensors: Vec<Arc<Tensor>>) -> Vec<Tensor> {
+    tensors.iter().map(|t| Tensor::clone(t)).collect()
+}
+
+/// `{program, [{type, shape}]}`, the second the outputs'. `options` is `{readback, instances}`.
+pub fn compile<'a>(
+    env: Env<'a>,
+    device: Term<'a>,
+    graph: Term<'a>,
+    params: Term<'a>,
+    state: Term<'a>,
+    options: Term<'a>,
+) -> Answer<Term<'a>> {
+    let device = devices::get(device)?;
+    let graph: Graph = decode("graph", graph)?;
+    let params = owned(tensors_of("parameters", params)?);
+    let state = owned(tensors_of("state", state)?);
+    let (readback, instances) = decode("options", options)?;
+    let program = Program::compile(&device, graph, params, state, Options { readback, instances })?;
+    let outputs: Vec<_> = program.outputs().iter().map(|s| tensors::spec_term(env, s)).collect();
+    Ok((ResourceArc::new(ProgramHandle(program)), outputs).encode(env))
+}
+
+pub fn program_info<'a>(env: Env<'a>, term: Term<'a>) -> Answer<Term<'a>> {
+    let info = program(term)?.info();
+    devices::map(
+        env,
+        &[
+            (atoms::steps(), info.steps.encode(env)),
+            (atoms::kernel_nodes(), info.kernel_nodes.encode(env)),
+            (atoms::copy_nodes(), info.copy_nodes.encode(env)),
+            (atoms::arena_bytes(), info.arena_bytes.encode(env)),
+            (atoms::parameter_bytes(), info.parameter_bytes.encode(env)),
+            (atoms::instances(), info.instances.encode(env)),
+        ],
+    )
+}
+
+/// One run, of which the results are a list of references or of binaries.
+pub fn run<'a>(env: Env<'a>, on: On, term: Term<'a>, feeds: Term<'a>) -> Answer<Term<'a>> {
+    let program = program(term)?;
+    with_feeds(feeds, |feeds| started(env, program.run(feeds, mode(on))?))
+}
+
+pub fn step<'a>(env: Env<'a>, on: On, term: Term<'a>, feeds: Term<'a>) -> Answer<Term<'a>> {
+    let session = session(term)?;
+    with_feeds(feeds, |feeds| started(env, session.step(feeds, mode(on))?))
+}
+
+/// The results of a run that was pending.
+pub fn wait<'a>(env: Env<'a>, term: Term<'a>) -> Answer<Term<'a>> {
+    let Some(handle) = term.try_get_resource::<PendingHandle>() else {
+        return Err(DecodeError::expected("a pending run", term).of("run").into());
+    };
+    let pending = handle.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+    match pending {
+        Some(pending) => Ok(outputs(env, pending.wait()?)),
+        None => Err(Error::argument("wait", "the results of this run were taken already").into()),
+    }
+}
+
+pub fn pending<'a>(env: Env<'a>, run: Pending) -> Term<'a> {
+    ResourceArc::new(PendingHandle(Mutex::new(Some(run)))).encode(env)
+}
+
+pub fn session_new<'a>(env: Env<'a>, term: Term<'a>) -> Answer<Term<'a>> {
+    Ok(ResourceArc::new(SessionHandle(Session::new(program(term)?)?)).encode(env))
+}
+
+/// Copies of the states, a list of references.
+pub fn snapshot<'a>(env: Env<'a>, term: Term<'a>) -> Answer<Term<'a>> {
+    let copies = session(term)?.snapshot()?;
+    Ok(copies.into_iter().map(|t| tensors::make(env, t)).collect::<Vec<_>>().encode(env))
+}
+
+pub fn restore<'a>(env: Env<'a>, term: Term<'a>, state: Term<'a>) -> Answer<Term<'a>> {
+    session(term)?.restore(&owned(tensors_of("state", state)?))?;
+    Ok(atoms::ok().to_term(env))
+}
+
+pub fn fork<'a>(env: Env<'a>, term: Term<'a>) -> Answer<Term<'a>> {
+    Ok(ResourceArc::new(SessionHandle(session(term)?.fork()?)).encode(env))
+}
+
+fn mode(on: On) -> Mode {
+    match on {
+        On::Normal => Mode::Try,
+        On::Dirty => Mode::Block,
+    }
+}
+
+enum Held<'a> {
+    Bytes(Binary<'a>),
+    Tensor(Arc<Tensor>),
+}
+
+/// Each feed is a binary or a tensor's reference.
+fn with_feeds<'a, T>(feeds: Term<'a>, run: impl FnOnce(&[Feed]) -> Answer<T>) -> Answer<T> {
+    let mut held = Vec::new();
+    for (i, term) in list("inputs", feeds)?.into_iter().enumerate() {
+        held.push(match Binary::from_term(term) {
+            Ok(bytes) => Held::Bytes(bytes),
+            Err(_) if term.is_ref() => Held::Tensor(tensors::get(&format!("inputs[{i}]"), term)?),
+            Err(_) => {
+                let error = DecodeError::expected("a tensor or a binary", term);
+                return Err(error.at(i).of("inputs").into());
+            }
+        });
+    }
+    let feeds: Vec<_> = held
+        .iter()
+        .map(|h| match h {
+            Held::Bytes(bytes) => Feed::Bytes(bytes.as_slice()),
+            Held::Tensor(tensor) => Feed::Tensor(tensor),
+        })
+        .collect();
+    run(&feeds)
+}
+
+fn started<'a>(env: Env<'a>, run: Started) -> Answer<Term<'a>> {
+    match run {
+        Started::Done(results) => Ok(outputs(env, results)),
+        Started::Busy => Err(Instead::Heavy),
+        Started::Pending(run) => Err(Instead::Pending(run)),
+    }
+}
+
+fn outputs<'a>(env: Env<'a>, outputs: Vec<Output>) -> Term<'a> {
+    let terms: Vec<_> = outputs
+        .into_iter()
+        .map(|output| match output {
+            Output::Tensor(tensor) => tensors::make(env, tensor),
+            Output::Bytes(bytes) => NewBinary::from_slice(env, &bytes).into(),
+        })
+        .collect();
+    terms.encode(env)
+}
