@@ -1,6 +1,6 @@
 //! The shape and type rule of every op. Eager calls, traced programs and Nx templates all ask here.
 
-mod attention;
+pub(crate) mod attention;
 
 use crate::error::{Error, Result};
 use crate::op::*;

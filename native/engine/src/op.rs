@@ -146,6 +146,28 @@ pub struct FlashAttention {
     pub lse: bool,
 }
 
+impl FlashAttention {
+    /// The scale of the scores of heads of this size.
+    pub fn scale(&self, head: usize) -> f32 {
+        self.scale.unwrap_or_else(|| 1.0 / (head as f64).sqrt()) as f32
+    }
+
+    /// `(low, high)`: query i sees the keys from i + low up to, and without, i + high. Where the
+    /// offset is an input it is still to be added to both. Far beyond any length they are cut off.
+    pub fn reach(&self, queries: usize, keys: usize, offset_is_input: bool) -> (i64, i64) {
+        const FAR: i128 = 1 << 40;
+        let offset = match self.offset {
+            _ if offset_is_input => 0,
+            Some(offset) => i128::from(offset),
+            None => keys as i128 - queries as i128,
+        };
+        let right = if self.causal { Some(0) } else { self.right };
+        let low = self.left.map_or(-FAR, |left| offset - left as i128);
+        let high = right.map_or(FAR, |right| offset + right as i128 + 1);
+        (low.clamp(-FAR, FAR) as i64, high.clamp(-FAR, FAR) as i64)
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Embedding {}

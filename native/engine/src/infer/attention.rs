@@ -81,3 +81,15 @@ fn check_attributes(inputs: &Inputs, attrs: &FlashAttention) -> Result<()> {
     }
     Ok(())
 }
+
+/// The strides, in elements, of a bias along the axes of the scores; 0 where it is broadcast.
+pub(crate) fn bias_strides(bias: &Spec) -> [usize; 4] {
+    let mut strides = [0; 4];
+    let missing = strides.len() - bias.rank().min(strides.len());
+    for (i, (&length, stride)) in bias.shape().iter().zip(bias.strides()).enumerate() {
+        if length != 1 {
+            strides[missing + i] = stride;
+        }
+    }
+    strides
+}
