@@ -417,4 +417,20 @@ defmodule Nitrox.Backbone do
   end
 
   defp frame_type(backbone), do: template(backbone, 1).type
+
+  defimpl Inspect do
+    def inspect(backbone, _opts) do
+      input =
+        case backbone.input do
+          {:features, n} -> "#{n} features"
+          {:tokens, vocabulary, _} -> "tokens of #{vocabulary}"
+        end
+
+      seen = if backbone.context, do: ", the last #{backbone.context.length} frames", else: ""
+      sizes = Enum.join([input <> seen | backbone.hidden] ++ [backbone.outputs], " -> ")
+      {kind, bits} = backbone.type
+
+      "#Nitrox.Backbone<#{backbone.kind}, #{sizes}, #{kind}#{bits} on #{Kernel.inspect(backbone.device)}>"
+    end
+  end
 end

@@ -102,18 +102,6 @@ defmodule Nitrox.Tensor do
     %__MODULE__{ref: ref, type: type, shape: shape, device: device}
   end
 
-  @doc """
-  The type and shape of a tensor that is yet to come.
-
-      iex> Nitrox.Tensor.template({1, 288}, {:f, 32})
-      #Nitrox.Template<f32[1][288]>
-  """
-  @spec template(shape(), type()) :: Nitrox.Template.t()
-  def template(shape, type) do
-    check_spec!(:template, type, shape)
-    %Nitrox.Template{type: type, shape: shape}
-  end
-
   defp axes_of(_, shape) when is_tuple(shape), do: Tuple.to_list(shape)
 
   defp axes_of(op, shape) do

@@ -32,7 +32,7 @@ defmodule Nitrox.Weights do
   @doc "Opens a file; reads no tensor yet."
   @spec open(Path.t()) :: t()
   def open(path) do
-    path = IO.chardata_to_string(path)
+    if not is_binary(path), do: fail!(:weights, "a path is a string, got #{inspect(path)}")
     {ref, entries, metadata} = Native.call(:weights_open, [path])
     entries = Map.new(entries, fn {name, type, shape} -> {name, {type, shape}} end)
     %__MODULE__{path: path, ref: ref, entries: entries, metadata: Map.new(metadata)}

@@ -134,14 +134,14 @@ defmodule Mix.Tasks.Nitrox.Demo do
 
   defp introduction(opts, characters) do
     """
-    Three networks trained on the King James Bible read #{grouped(characters)} characters they have
-    not seen, one a frame, then write. On #{inspect(opts.device)}; state and weights stay there.
+    Networks trained on the King James Bible read #{grouped(characters)} characters they have not seen,
+    one a frame, then write on their own. Weights and state stay on #{inspect(opts.device)}.
     """
   end
 
   defp describe(result, opts) do
     """
-    #{result.name}  #{shape(result.backbone)}
+    #{result.name}  #{shape(result)}
       bits per character  #{decimals(result.bits_per_character, 4)}   PyTorch #{decimals(result.reference_bits_per_character, 4)}
       largest difference  #{scientific(result.max_logit_difference)}, of a logit from PyTorch's
       a frame             #{times(result.frame_us)}
@@ -152,11 +152,11 @@ defmodule Mix.Tasks.Nitrox.Demo do
     """
   end
 
-  defp shape(backbone) do
-    {:tokens, vocabulary, width} = backbone.input
-    seen = if backbone.context, do: "the last #{backbone.context.length} characters, ", else: ""
+  defp shape(result) do
+    {:tokens, vocabulary, width} = result.input
+    seen = if result.context, do: "the last #{result.context} characters, ", else: ""
 
-    "#{seen}#{vocabulary} characters as #{width} numbers, layers of #{Enum.join(backbone.hidden, " and ")}"
+    "#{seen}#{vocabulary} characters as #{width} numbers, layers of #{Enum.join(result.hidden, " and ")}"
   end
 
   defp times(us) do
@@ -180,9 +180,16 @@ defmodule Mix.Tasks.Nitrox.Demo do
     """
   end
 
-  defp indent(text), do: text |> String.trim() |> String.replace(~r/^/m, "    │ ")
+  # Broken at spaces, into lines of at most 76 characters.
+  defp indent(text) do
+    text
+    |> String.trim()
+    |> String.replace(~r/(.{1,76})(?:\s+|$)/u, "    │ \\1\n")
+    |> String.trim_trailing()
+  end
 
-  defp complaints(result) do
+  @doc false
+  def complaints(result) do
     off = abs(result.bits_per_character - result.reference_bits_per_character)
 
     [
@@ -236,7 +243,7 @@ defmodule Mix.Tasks.Nitrox.Demo do
 
   # A terminal shows one line that is written over; a log gets none of them.
   defp progress(text) do
-    if match?({:ok, _}, :io.columns()), do: IO.write(["\r\e[2K", text || ""])
+    if IO.ANSI.enabled?(), do: IO.write(["\r\e[2K", text || ""])
   end
 
   defp say(text), do: Mix.shell().info(text)

@@ -2,7 +2,7 @@ defmodule Nitrox.Demo.CharacterModel do
   @moduledoc false
   # One trained network of the demo: compared with PyTorch, timed frame by frame, made to write.
 
-  alias Nitrox.{Backbone, Program, Session, Weights}
+  alias Nitrox.{Backbone, Session, Weights}
   alias Nitrox.Demo.Timing
 
   @names ~w(mlp lstm gru)
@@ -28,15 +28,26 @@ defmodule Nitrox.Demo.CharacterModel do
   measured.
   """
   def run(name, golden, opts, progress) do
-    Task.await(Task.async(fn -> run_here(name, golden, opts, progress) end), :infinity)
+    task =
+      Task.async(fn ->
+        try do
+          {:ok, run_here(name, golden, opts, progress)}
+        rescue
+          error in Nitrox.Error -> {:error, error}
+        end
+      end)
+
+    case Task.await(task, :infinity) do
+      {:ok, result} -> result
+      {:error, error} -> raise error
+    end
   end
 
   defp run_here(name, golden, opts, progress) do
     progress.("#{name}: loading")
     before = memory(opts.device)
     backbone = Backbone.load(path(name), device: opts.device)
-    program = Backbone.program(backbone, sample: opts.sample)
-    session = Session.new(program)
+    session = Backbone.session(backbone, sample: opts.sample)
     :erlang.garbage_collect()
     held = memory(opts.device) - before
     start = Session.snapshot(session)
@@ -45,7 +56,7 @@ defmodule Nitrox.Demo.CharacterModel do
 
     charset = backbone.metadata["charset"] |> String.graphemes() |> List.to_tuple()
     Session.restore(session, start)
-    {times, written} = frames(name, session, opts.frames, opts.paced && opts.fps, progress)
+    {times, written} = frames(name, session, opts.frames, if(opts.paced, do: opts.fps), progress)
 
     paced =
       if not opts.paced do
@@ -60,8 +71,9 @@ defmodule Nitrox.Demo.CharacterModel do
 
     %{
       name: name,
-      backbone: %{backbone | params: map_size(backbone.params)},
-      info: Program.info(program),
+      input: backbone.input,
+      context: backbone.context && backbone.context.length,
+      hidden: backbone.hidden,
       bits_per_character: bits,
       reference_bits_per_character: reference_bits(golden, name),
       max_logit_difference: difference,

@@ -3,8 +3,8 @@ defmodule Nitrox.Op.Cast do
   The same elements in another type: `x {…}` → `{…}`.
 
   A float becomes an integer by cutting off its fraction; what lies outside the integer's range
-  becomes the nearest end of it, and NaN becomes 0. A float becomes a shorter float by rounding to
-  the nearest, ties to even.
+  becomes the nearest end of it, and NaN becomes 0. An integer becomes a shorter one by dropping its
+  upper bits, and a float a shorter float by rounding to the nearest, ties to even.
   """
 
   @type t :: %__MODULE__{type: Nitrox.Tensor.type()}

@@ -3,7 +3,7 @@ defmodule Nitrox.Op.Reduce do
   The sum, mean, product, greatest or least element over some axes, or over all where none are named.
 
   `x {…}` → the axes left out, or of length 1 with `keep_axes`; the type is that of `x`. `:mean` takes
-  floats. 16-bit and 32-bit floats are summed in f32, always in the same order; integers wrap around.
+  floats. Floats are summed in f32 or longer, always in the same order; integers wrap around.
   A NaN among the elements of `:max` or `:min` gives NaN, and there must be at least one element.
   """
 

@@ -71,6 +71,9 @@ pub fn answer<'a>(env: Env<'a>, body: impl FnOnce() -> Answer<Term<'a>>) -> Term
     }
 }
 
+/// The most characters of a message: it may quote a word that came with the call.
+const MESSAGE: usize = 1000;
+
 fn refusal<'a>(
     env: Env<'a>,
     reason: Atom,
@@ -79,6 +82,7 @@ fn refusal<'a>(
     hint: Option<&str>,
 ) -> Term<'a> {
     let nil = atoms::nil();
+    let message: String = message.chars().take(MESSAGE).collect();
     let hint = hint.map_or(nil.to_term(env), |h| h.encode(env));
     (atoms::error(), (reason, op.unwrap_or(nil), message, hint)).encode(env)
 }

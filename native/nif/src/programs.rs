@@ -72,8 +72,15 @@ pub fn compile<'a>(
     let graph: Graph = decode("graph", graph)?;
     let params = owned(tensors_of("parameters", params)?);
     let state = owned(tensors_of("state", state)?);
-    let (readback, instances) = decode("options", options)?;
-    let program = Program::compile(&device, graph, params, state, Options { readback, instances })?;
+    let Ok((readback, instances)) = options.decode::<(Term, Term)>() else {
+        let error = DecodeError::expected("{readback, instances}", options);
+        return Err(error.of("options").into());
+    };
+    let options = Options {
+        readback: decode("readback", readback)?,
+        instances: decode("instances", instances)?,
+    };
+    let program = Program::compile(&device, graph, params, state, options)?;
     let outputs: Vec<_> = program.outputs().iter().map(|s| tensors::spec_term(env, s)).collect();
     Ok((ResourceArc::new(ProgramHandle(program)), outputs).encode(env))
 }

@@ -2,7 +2,7 @@
 
 use super::gemm::{Product, product};
 use super::math::activate;
-use super::numeric::{BLOCK, Element, Network, Scratch, with_network};
+use super::numeric::{BLOCK, Network, Scratch, narrow, widen, with_network};
 use super::simd::{Isa, dispatch};
 use super::threads;
 use crate::call::Call;
@@ -60,12 +60,24 @@ pub(super) unsafe fn execute(call: &Call, attrs: &Dense) -> Result<()> {
         for first in (0..p.rows).step_by(part.rows.max(1)) {
             let rows = part.rows.min(p.rows - first);
             let x = &x[first * p.inner..][..rows * p.inner];
-            let x = T::widened(x, wide);
+            let x = match T::as_f32(x) {
+                Some(x) => x,
+                None => {
+                    widen(x, &mut wide[..x.len()]);
+                    &wide[..x.len()]
+                }
+            };
             let out = &mut out[first * p.columns..][..rows * p.columns];
-            T::produce(out, sums, |y| {
-                product(Product { rows, ..p }, x, w, y, panel);
+            let part = Product { rows, ..p };
+            if let Some(y) = T::as_f32_mut(out) {
+                product(part, x, w, y, panel);
                 epilogue.apply(first, y, p.columns);
-            });
+            } else {
+                let y = &mut sums[..out.len()];
+                product(part, x, w, y, panel);
+                epilogue.apply(first, y, p.columns);
+                narrow(y, out);
+            }
         }
         Ok(())
     })
@@ -96,11 +108,11 @@ impl<T: Network> Epilogue<'_, T> {
         for (i, y) in y.chunks_mut(BLOCK).enumerate() {
             let at = i * BLOCK;
             if let Some(bias) = self.bias {
-                add(y, T::widened(&bias[at..at + y.len()], &mut buffer));
+                add(y, T::widened::<I>(&bias[at..at + y.len()], &mut buffer));
             }
             activate::<I>(self.activation, y);
             if let Some(residual) = self.residual {
-                add(y, T::widened(&residual[start + at..][..y.len()], &mut buffer));
+                add(y, T::widened::<I>(&residual[start + at..][..y.len()], &mut buffer));
             }
         }
     }

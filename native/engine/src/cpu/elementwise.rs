@@ -152,21 +152,20 @@ pub(super) fn cost(op: &Op, dtype: DType, elements: usize) -> f64 {
     let wide = dtype == DType::F64;
     let each = match op {
         Op::Unary(u) => match u.kind {
-            Exp | Tanh | Sigmoid | Silu | Gelu | GeluTanh | Erf if !wide => 1.5,
+            Exp | Tanh | Sigmoid | Silu | Gelu | GeluTanh | Erf if !wide => 1.0,
             Exp | Expm1 | Log | Log1p | Sin | Cos | Tanh | Erf | Sigmoid | Silu | Gelu
-            | GeluTanh | Softplus => 12.0,
-            Sqrt | Rsqrt | Reciprocal => 1.5,
-            _ => 0.5,
+            | GeluTanh | Softplus => 6.0,
+            _ => 0.3,
         },
         Op::Binary(b) => match b.kind {
-            BinaryKind::Pow => 20.0,
-            BinaryKind::Remainder | BinaryKind::Quotient => 8.0,
-            _ => 0.6,
+            BinaryKind::Pow => 6.0,
+            BinaryKind::Remainder | BinaryKind::Quotient => 4.0,
+            _ => 0.3,
         },
-        _ => 0.8,
+        _ => 0.3,
     };
     // The 16-bit types are converted on the way in and out.
-    let conversion = if matches!(dtype, DType::F16 | DType::BF16) { 0.5 } else { 0.0 };
+    let conversion = if matches!(dtype, DType::F16 | DType::BF16) { 0.3 } else { 0.0 };
     elements as f64 * (each + conversion)
 }
 
@@ -179,7 +178,7 @@ fn cast<I: Isa, S: Convert, D: Convert>(from: &[S], to: &mut [D]) {
 fn not<I: Isa, T: Element>(from: &[T], to: &mut [u8]) {
     let mut buffer = [T::Compute::default(); BLOCK];
     for (from, to) in from.chunks(BLOCK).zip(to.chunks_mut(BLOCK)) {
-        for (to, x) in to.iter_mut().zip(T::widened(from, &mut buffer)) {
+        for (to, x) in to.iter_mut().zip(T::widened::<I>(from, &mut buffer)) {
             *to = u8::from(*x == T::Compute::default());
         }
     }
@@ -192,8 +191,8 @@ where
 {
     let (mut x, mut y) = ([T::Compute::default(); BLOCK], [T::Compute::default(); BLOCK]);
     for (from, to) in from.chunks(BLOCK).zip(to.chunks_mut(BLOCK)) {
-        let from = T::widened(from, &mut x);
-        T::produce(to, &mut y, |to| T::Compute::unary::<I>(kind, from, to));
+        let from = T::widened::<I>(from, &mut x);
+        T::produce::<I>(to, &mut y, |to| T::Compute::unary::<I>(kind, from, to));
     }
 }
 
@@ -208,8 +207,8 @@ fn binary<I: Isa, T: Element>(
     T::Compute: Arithmetic,
 {
     let mut y = [T::Compute::default(); BLOCK];
-    pairs(a, b, first, to, |a, b, to| {
-        T::produce(to, &mut y, |to| T::Compute::binary::<I>(kind, a, b, to));
+    pairs::<I, T, _>(a, b, first, to, |a, b, to| {
+        T::produce::<I>(to, &mut y, |to| T::Compute::binary::<I>(kind, a, b, to));
     });
 }
 
@@ -223,12 +222,12 @@ fn predicate<I: Isa, T: Element>(
 ) where
     T::Compute: Arithmetic,
 {
-    pairs(a, b, first, to, |a, b, to| T::Compute::predicate::<I>(kind, a, b, to));
+    pairs::<I, T, _>(a, b, first, to, |a, b, to| T::Compute::predicate::<I>(kind, a, b, to));
 }
 
 /// Calls `f` with each block of both operands, widened, and of the output.
 #[inline(always)]
-fn pairs<T: Element, O>(
+fn pairs<I: Isa, T: Element, O>(
     a: &Operand<T>,
     b: &Operand<T>,
     first: usize,
@@ -239,8 +238,8 @@ fn pairs<T: Element, O>(
     let (mut wide_x, mut wide_y) = ([T::Compute::default(); BLOCK], [T::Compute::default(); BLOCK]);
     for (i, to) in to.chunks_mut(BLOCK).enumerate() {
         let at = first + i * BLOCK;
-        let x = T::widened(a.block(at, to.len(), &mut x), &mut wide_x);
-        let y = T::widened(b.block(at, to.len(), &mut y), &mut wide_y);
+        let x = T::widened::<I>(a.block(at, to.len(), &mut x), &mut wide_x);
+        let y = T::widened::<I>(b.block(at, to.len(), &mut y), &mut wide_y);
         f(x, y, to);
     }
 }

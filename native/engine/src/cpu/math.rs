@@ -1,5 +1,5 @@
 //! Exponentials and their kin in f32 without a branch, so that loops over them vectorise. Errors
-//! are a few units in the last place; the coefficients are Chebyshev interpolants of relative error
+//! are one to three units in the last place; the coefficients are Chebyshev interpolants of relative error
 //! below 1e-7 on the ranges named. Infinities and NaN go where IEEE arithmetic takes them.
 
 use super::simd::Isa;
@@ -102,7 +102,7 @@ pub(super) fn erf<I: Isa>(x: f32) -> f32 {
     if a < 0.9 { erf_near::<I>(x) } else { far }
 }
 
-/// By the error function; the left tail keeps its relative precision.
+/// By the error function; the left tail keeps its relative precision, to some ten units.
 #[inline(always)]
 pub(super) fn gelu<I: Isa>(x: f32) -> f32 {
     let a = x.abs();
@@ -186,7 +186,8 @@ mod tests {
         let g = worst(-12.0, 12.0, |x| dispatch!(I => map(x, gelu::<I>)), gelu64);
         eprintln!("ulps: exp {e:.2} tanh {t:.2} sigmoid {s:.2} erf {r:.2} gelu {g:.2}");
         assert!(e < 1.5 && t < 2.5 && s < 2.5 && r < 2.5, "{e} {t} {s} {r}");
-        assert!(g < 8.0, "{g}");
+        // Where the near form ends, half of erf is taken from one half.
+        assert!(g < 12.0, "{g}");
     }
 
     #[test]

@@ -81,7 +81,13 @@ impl Cpu {
     pub fn explain(&self, op: &Op, inputs: &[Option<&Spec>]) -> Result<Explanation> {
         let ns = nanoseconds(op, inputs)?;
         let (kernel, reason) = kernel(op, inputs)?;
-        let who = match threads::count(ns) {
+        let shared = match op {
+            Op::Sample(_) => 0.0,
+            // Each product is shared, not the steps, which wait for one another.
+            Op::Lstm(_) | Op::Gru(_) => recurrent::Plan::new(op, inputs)?.longest(),
+            _ => ns,
+        };
+        let who = match threads::count(shared) {
             1 => "on the calling thread".to_string(),
             n => format!("on up to {n} threads"),
         };
@@ -130,7 +136,7 @@ fn nanoseconds(op: &Op, inputs: &[Option<&Spec>]) -> Result<f64> {
     let size = x.dtype.size();
     Ok(match (op, inputs) {
         (Op::Dense(_), [_, Some(w), ..]) => dense::shape(x, w).ns(size) + elements as f64 * 0.5,
-        (Op::Lstm(_) | Op::Gru(_), _) => recurrent::Plan::new(op, inputs)?.ns(size),
+        (Op::Lstm(_) | Op::Gru(_), _) => recurrent::Plan::new(op, inputs)?.ns(),
         (Op::LayerNorm(_) | Op::RmsNorm(_), _) => norm::cost(x.len()),
         (Op::FlashAttention(_), [_, Some(k), ..]) => attention::cost(x, k),
         (Op::Softmax(_), _) => softmax::cost(x.len()),

@@ -1,6 +1,8 @@
 //! `layer_norm` and `rms_norm`: rows in two passes for the statistics and one for the result, the
 //! sums in f64, so that rows far from zero lose nothing.
 
+use std::ops::Range;
+
 use super::numeric::{BLOCK, Network, with_network};
 use super::reduce::{fold, sum_f64};
 use super::simd::{Isa, dispatch};
@@ -32,18 +34,13 @@ pub(super) unsafe fn execute(call: &Call, attrs: &Norm) -> Result<()> {
         let kernel = Kernel { x, gamma, beta, residual, centred, epsilon: attrs.epsilon };
         match residual {
             None => threads::over_rows(y, row, ns, |first, y| {
-                for (i, y) in y.chunks_exact_mut(row).enumerate() {
-                    dispatch!(I => kernel.row::<I>((first + i) * row, y, None));
-                }
+                dispatch!(I => kernel.rows::<I>(first, row, y, None));
             }),
             Some(_) => {
                 // SAFETY: as above.
                 let sum = unsafe { call.outputs[1].slice_mut::<T>() };
                 threads::over_row_pairs(y, sum, row, ns, |first, y, sum| {
-                    let rows = y.chunks_exact_mut(row).zip(sum.chunks_exact_mut(row));
-                    for (i, (y, sum)) in rows.enumerate() {
-                        dispatch!(I => kernel.row::<I>((first + i) * row, y, Some(sum)));
-                    }
+                    dispatch!(I => kernel.rows::<I>(first, row, y, Some(sum)));
                 });
             }
         }
@@ -66,58 +63,85 @@ struct Kernel<'a, T> {
 }
 
 impl<T: Network> Kernel<'_, T> {
-    /// Calls `f` with the place in the row and the values of each block, x + residual.
     #[inline(always)]
-    fn blocks(&self, start: usize, n: usize, mut f: impl FnMut(usize, &[f32])) {
-        let (mut a, mut b) = ([0.0; BLOCK], [0.0; BLOCK]);
-        for at in (0..n).step_by(BLOCK) {
-            let here = start + at..start + n.min(at + BLOCK);
-            let x = T::widened(&self.x[here.clone()], &mut a);
-            let Some(residual) = self.residual else {
-                f(at, x);
-                continue;
-            };
-            // The sum wants a buffer of its own where x is used in place.
-            let mut sum = [0.0; BLOCK];
-            let sum = &mut sum[..x.len()];
-            for ((s, x), r) in sum.iter_mut().zip(x).zip(T::widened(&residual[here], &mut b)) {
-                *s = x + r;
-            }
-            f(at, sum);
+    fn rows<I: Isa>(&self, first: usize, row: usize, y: &mut [T], mut sums: Option<&mut [T]>) {
+        let mut buffers = Buffers::default();
+        for (i, y) in y.chunks_exact_mut(row).enumerate() {
+            let sum = sums.as_deref_mut().map(|s| &mut s[i * row..(i + 1) * row]);
+            self.row::<I>((first + i) * row, y, sum, &mut buffers);
         }
     }
 
+    /// The values at `here`, x + residual.
     #[inline(always)]
-    fn row<I: Isa>(&self, start: usize, y: &mut [T], mut sum: Option<&mut [T]>) {
+    fn block<'b, I: Isa>(&'b self, here: Range<usize>, buffers: &'b mut [Buffer; 2]) -> &'b [f32] {
+        let [a, b] = buffers;
+        let Some(residual) = self.residual else {
+            return T::widened::<I>(&self.x[here], a);
+        };
+        let sum = &mut a[..here.len()];
+        T::widen::<I>(&self.x[here.clone()], sum);
+        for (s, r) in sum.iter_mut().zip(T::widened::<I>(&residual[here], b)) {
+            *s += r;
+        }
+        sum
+    }
+
+    #[inline(always)]
+    fn row<I: Isa>(
+        &self,
+        start: usize,
+        y: &mut [T],
+        mut sum: Option<&mut [T]>,
+        buffers: &mut Buffers,
+    ) {
         let n = y.len();
+        let blocks = || (0..n).step_by(BLOCK).map(|at| at..n.min(at + BLOCK));
+        let place = |here: &Range<usize>| start + here.start..start + here.end;
         let mut mean = 0.0f64;
         if self.centred {
-            self.blocks(start, n, |_, x| mean += sum_f64(x));
+            for here in blocks() {
+                mean += sum_f64(self.block::<I>(place(&here), &mut buffers.x));
+            }
             mean /= n as f64;
         }
         // The mean as two f32: x - high is exact where it matters, and what is left is small.
         let high = mean as f32;
         let low = if high.is_finite() { (mean - f64::from(high)) as f32 } else { 0.0 };
         let mut squares = 0.0f64;
-        self.blocks(start, n, |_, x| squares += squares_f64(x, high, low));
+        for here in blocks() {
+            squares += squares_f64(self.block::<I>(place(&here), &mut buffers.x), high, low);
+        }
         let scale = (1.0 / (squares / n as f64 + self.epsilon).sqrt()) as f32;
-        let (mut gamma, mut beta, mut out) = ([0.0; BLOCK], [0.0; BLOCK], [0.0; BLOCK]);
-        self.blocks(start, n, |at, x| {
-            let here = at..at + x.len();
-            let gamma = T::widened(&self.gamma[here.clone()], &mut gamma);
+        for here in blocks() {
+            let x = self.block::<I>(place(&here), &mut buffers.x);
+            let gamma = T::widened::<I>(&self.gamma[here.clone()], &mut buffers.gamma);
             if let Some(sum) = sum.as_deref_mut() {
-                T::narrow_to(x, &mut sum[here.clone()]);
+                T::narrow_to::<I>(x, &mut sum[here.clone()]);
             }
-            match self.beta {
-                Some(b) => {
-                    let beta = T::widened(&b[here.clone()], &mut beta);
-                    T::produce(&mut y[here], &mut out, |y| {
-                        shift_scale::<I>(x, [high, low, scale], gamma, beta, y);
-                    });
-                }
-                None => T::produce(&mut y[here], &mut out, |y| scale_row(x, scale, gamma, y)),
-            }
-        });
+            let beta = self.beta.map(|b| T::widened::<I>(&b[here.clone()], &mut buffers.beta));
+            T::produce::<I>(&mut y[here], &mut buffers.y, |y| match beta {
+                Some(beta) => shift_scale::<I>(x, [high, low, scale], gamma, beta, y),
+                None => scale_row(x, scale, gamma, y),
+            });
+        }
+    }
+}
+
+type Buffer = [f32; BLOCK];
+
+/// Blocks in f32 of what is not f32.
+struct Buffers {
+    x: [Buffer; 2],
+    gamma: Buffer,
+    beta: Buffer,
+    y: Buffer,
+}
+
+impl Default for Buffers {
+    fn default() -> Self {
+        let zeros = [0.0; BLOCK];
+        Buffers { x: [zeros; 2], gamma: zeros, beta: zeros, y: zeros }
     }
 }
 

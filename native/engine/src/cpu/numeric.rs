@@ -1,14 +1,13 @@
 //! The types: how an element is widened to what is computed with, narrowed back, and converted.
 
-use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
-use super::simd::Isa;
+use super::simd::{Isa, dispatch};
 use crate::call::View;
 use crate::spec::DType;
 
 /// Elements handled together where a kernel works through a buffer on the stack.
-pub(super) const BLOCK: usize = 1024;
+pub(super) const BLOCK: usize = 256;
 
 /// `with_type!(dtype, T => body)` with `T` the Rust type of `dtype`'s elements.
 macro_rules! with_type {
@@ -69,10 +68,11 @@ pub(super) trait Element: Copy + Send + Sync + Into<Self::Compute> + 'static {
     fn narrow(v: Self::Compute) -> Self;
 
     /// `src` as compute values: itself, or widened into `buffer`, which is no shorter.
-    fn widened<'a>(src: &'a [Self], buffer: &'a mut [Self::Compute]) -> &'a [Self::Compute];
+    fn widened<'a, I: Isa>(src: &'a [Self], buffer: &'a mut [Self::Compute])
+    -> &'a [Self::Compute];
 
     /// Has `f` write compute values for `out`, directly or by way of `buffer`.
-    fn produce(
+    fn produce<I: Isa>(
         out: &mut [Self],
         buffer: &mut [Self::Compute],
         f: impl FnOnce(&mut [Self::Compute]),
@@ -102,8 +102,12 @@ pub(super) trait Network: Element<Compute = f32> {
     /// `I::LANES` elements at `from`, and what [`Isa`] asks.
     unsafe fn load<I: Isa>(from: *const Self) -> I::V;
 
-    fn widen(src: &[Self], dst: &mut [f32]);
-    fn narrow_to(src: &[f32], dst: &mut [Self]);
+    /// The elements where they lie, if they are f32.
+    fn as_f32(src: &[Self]) -> Option<&[f32]>;
+    fn as_f32_mut(dst: &mut [Self]) -> Option<&mut [f32]>;
+
+    fn widen<I: Isa>(src: &[Self], dst: &mut [f32]);
+    fn narrow_to<I: Isa>(src: &[f32], dst: &mut [Self]);
 }
 
 macro_rules! direct {
@@ -117,12 +121,12 @@ macro_rules! direct {
             }
 
             #[inline(always)]
-            fn widened<'a>(src: &'a [$t], _buffer: &'a mut [$t]) -> &'a [$t] {
+            fn widened<'a, I: Isa>(src: &'a [$t], _buffer: &'a mut [$t]) -> &'a [$t] {
                 src
             }
 
             #[inline(always)]
-            fn produce(out: &mut [$t], _buffer: &mut [$t], f: impl FnOnce(&mut [$t])) {
+            fn produce<I: Isa>(out: &mut [$t], _buffer: &mut [$t], f: impl FnOnce(&mut [$t])) {
                 f(out)
             }
         }
@@ -167,17 +171,17 @@ macro_rules! sixteen_bit {
             }
 
             #[inline(always)]
-            fn widened<'a>(src: &'a [$t], buffer: &'a mut [f32]) -> &'a [f32] {
+            fn widened<'a, I: Isa>(src: &'a [$t], buffer: &'a mut [f32]) -> &'a [f32] {
                 let buffer = &mut buffer[..src.len()];
-                Self::widen(src, buffer);
+                Self::widen::<I>(src, buffer);
                 buffer
             }
 
             #[inline(always)]
-            fn produce(out: &mut [$t], buffer: &mut [f32], f: impl FnOnce(&mut [f32])) {
+            fn produce<I: Isa>(out: &mut [$t], buffer: &mut [f32], f: impl FnOnce(&mut [f32])) {
                 let buffer = &mut buffer[..out.len()];
                 f(buffer);
-                Self::narrow_to(buffer, out);
+                Self::narrow_to::<I>(buffer, out);
             }
         }
 
@@ -186,7 +190,8 @@ macro_rules! sixteen_bit {
 
             #[inline(always)]
             fn from_i64(v: i64) -> $t {
-                Self::from_f64(v as f64)
+                // Not half's own `from_f64`, which looks at the first 20 bits of the fraction only.
+                <Self as Convert>::from_f64(v as f64)
             }
 
             #[inline(always)]
@@ -257,11 +262,21 @@ impl Network for f32 {
         unsafe { I::load(from) }
     }
 
-    fn widen(src: &[f32], dst: &mut [f32]) {
+    fn as_f32(src: &[f32]) -> Option<&[f32]> {
+        Some(src)
+    }
+
+    fn as_f32_mut(dst: &mut [f32]) -> Option<&mut [f32]> {
+        Some(dst)
+    }
+
+    #[inline(always)]
+    fn widen<I: Isa>(src: &[f32], dst: &mut [f32]) {
         dst.copy_from_slice(src);
     }
 
-    fn narrow_to(src: &[f32], dst: &mut [f32]) {
+    #[inline(always)]
+    fn narrow_to<I: Isa>(src: &[f32], dst: &mut [f32]) {
         dst.copy_from_slice(src);
     }
 }
@@ -273,12 +288,38 @@ impl Network for f16 {
         unsafe { I::load_f16(from) }
     }
 
-    fn widen(src: &[f16], dst: &mut [f32]) {
-        src.convert_to_f32_slice(dst);
+    fn as_f32(_src: &[f16]) -> Option<&[f32]> {
+        None
     }
 
-    fn narrow_to(src: &[f32], dst: &mut [f16]) {
-        dst.convert_from_f32_slice(src);
+    fn as_f32_mut(_dst: &mut [f16]) -> Option<&mut [f32]> {
+        None
+    }
+
+    #[inline(always)]
+    fn widen<I: Isa>(src: &[f16], dst: &mut [f32]) {
+        let n = src.len().min(dst.len());
+        let whole = n - n % I::LANES;
+        for at in (0..whole).step_by(I::LANES) {
+            // SAFETY: a whole vector fits both from `at` on.
+            unsafe { I::store(dst.as_mut_ptr().add(at), I::load_f16(src.as_ptr().add(at))) };
+        }
+        for (d, s) in dst[whole..n].iter_mut().zip(&src[whole..n]) {
+            *d = s.to_f32();
+        }
+    }
+
+    #[inline(always)]
+    fn narrow_to<I: Isa>(src: &[f32], dst: &mut [f16]) {
+        let n = src.len().min(dst.len());
+        let whole = n - n % I::LANES;
+        for at in (0..whole).step_by(I::LANES) {
+            // SAFETY: a whole vector fits both from `at` on.
+            unsafe { I::store_f16(dst.as_mut_ptr().add(at), I::load(src.as_ptr().add(at))) };
+        }
+        for (d, s) in dst[whole..n].iter_mut().zip(&src[whole..n]) {
+            *d = f16::from_f32(*s);
+        }
     }
 }
 
@@ -289,15 +330,23 @@ impl Network for bf16 {
         unsafe { I::load_bf16(from) }
     }
 
+    fn as_f32(_src: &[bf16]) -> Option<&[f32]> {
+        None
+    }
+
+    fn as_f32_mut(_dst: &mut [bf16]) -> Option<&mut [f32]> {
+        None
+    }
+
     #[inline(always)]
-    fn widen(src: &[bf16], dst: &mut [f32]) {
+    fn widen<I: Isa>(src: &[bf16], dst: &mut [f32]) {
         for (d, s) in dst.iter_mut().zip(src) {
             *d = f32::from_bits(u32::from(s.to_bits()) << 16);
         }
     }
 
     #[inline(always)]
-    fn narrow_to(src: &[f32], dst: &mut [bf16]) {
+    fn narrow_to<I: Isa>(src: &[f32], dst: &mut [bf16]) {
         for (d, s) in dst.iter_mut().zip(src) {
             let bits = s.to_bits();
             let even = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
@@ -307,34 +356,41 @@ impl Network for bf16 {
     }
 }
 
-/// Widens a network tensor, or a part of it, from `start` on.
+pub(super) fn widen<T: Network>(src: &[T], dst: &mut [f32]) {
+    dispatch!(I => T::widen::<I>(src, dst));
+}
+
+pub(super) fn narrow<T: Network>(src: &[f32], dst: &mut [T]) {
+    dispatch!(I => T::narrow_to::<I>(src, dst));
+}
+
+/// Widens a network tensor.
 ///
 /// # Safety
 /// As for [`View::slice`].
-pub(super) unsafe fn read_f32(view: &View, start: usize, dst: &mut [f32]) {
-    let end = start + dst.len();
+pub(super) unsafe fn read_f32(view: &View, dst: &mut [f32]) {
     // SAFETY: the caller's promise.
     unsafe {
         match view.spec.dtype {
-            DType::F16 => f16::widen(&view.slice::<f16>()[start..end], dst),
-            DType::BF16 => bf16::widen(&view.slice::<bf16>()[start..end], dst),
-            _ => dst.copy_from_slice(&view.slice::<f32>()[start..end]),
+            DType::F16 => widen(view.slice::<f16>(), dst),
+            DType::BF16 => widen(view.slice::<bf16>(), dst),
+            _ => dst.copy_from_slice(view.slice::<f32>()),
         }
     }
 }
 
-/// Narrows into a network tensor from `start` on.
+/// Narrows into a network tensor from element `start` on.
 ///
 /// # Safety
 /// As for [`View::slice_mut`].
 pub(super) unsafe fn write_f32(view: &View, start: usize, src: &[f32]) {
-    let end = start + src.len();
+    let place = start..start + src.len();
     // SAFETY: the caller's promise.
     unsafe {
         match view.spec.dtype {
-            DType::F16 => f16::narrow_to(src, &mut view.slice_mut::<f16>()[start..end]),
-            DType::BF16 => bf16::narrow_to(src, &mut view.slice_mut::<bf16>()[start..end]),
-            _ => view.slice_mut::<f32>()[start..end].copy_from_slice(src),
+            DType::F16 => narrow(src, &mut view.slice_mut::<f16>()[place]),
+            DType::BF16 => narrow(src, &mut view.slice_mut::<bf16>()[place]),
+            _ => view.slice_mut::<f32>()[place].copy_from_slice(src),
         }
     }
 }
@@ -396,7 +452,7 @@ mod tests {
         for bits in odd.into_iter().chain((0..200_000).map(|i: u32| i.wrapping_mul(0x9E37_79B9))) {
             let x = f32::from_bits(bits);
             let mut y = [bf16::ZERO];
-            bf16::narrow_to(&[x], &mut y);
+            narrow(&[x], &mut y);
             let want = bf16::from_f32(x);
             assert!(y[0].to_bits() == want.to_bits() || (x.is_nan() && y[0].is_nan()), "{bits:x}");
         }

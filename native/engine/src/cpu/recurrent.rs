@@ -4,7 +4,7 @@
 
 use super::gemm::{Product, product};
 use super::math::{sigmoid, tanh};
-use super::numeric::{Network, Scratch, read_f32, with_network, write_f32};
+use super::numeric::{Network, Scratch, read_f32, widen, with_network, write_f32};
 use super::simd::{Isa, dispatch};
 use crate::call::{Call, View};
 use crate::error::{Error, Result};
@@ -39,6 +39,7 @@ pub(super) struct Plan {
     time: usize,
     hidden: usize,
     packed: usize,
+    weight_bytes: usize,
     /// Frames whose inputs are projected together.
     frames: usize,
     /// The input projection of that many frames, and one step's recurrent product.
@@ -74,6 +75,7 @@ impl Plan {
             time,
             hidden,
             packed,
+            weight_bytes: x.dtype.size(),
             frames,
             input,
             step,
@@ -102,12 +104,17 @@ impl Plan {
         self.pieces().into_iter().map(Scratch::bytes).fold(0, usize::saturating_add)
     }
 
+    /// The longer of the two products, in nanoseconds on one thread.
+    pub(super) fn longest(&self) -> f64 {
+        self.input.ns(self.weight_bytes).max(self.step.ns(self.weight_bytes))
+    }
+
     /// Nanoseconds on one thread, roughly.
-    pub(super) fn ns(&self, weight_bytes: usize) -> f64 {
+    pub(super) fn ns(&self) -> f64 {
         let blocks = self.time as f64 / self.frames.max(1) as f64;
         let gates = self.batch as f64 * self.packed as f64 * 0.7;
-        self.input.ns(weight_bytes) * blocks
-            + (self.step.ns(weight_bytes) + gates) * self.time as f64
+        self.input.ns(self.weight_bytes) * blocks
+            + (self.step.ns(self.weight_bytes) + gates) * self.time as f64
     }
 }
 
@@ -144,7 +151,7 @@ unsafe fn run<T: Network>(call: &Call, attrs: &Recurrent, p: Plan, at: Layout) -
         read_state(call.input(at.wi + 2), bias);
     }
     if p.widens {
-        T::widen(wh, wide);
+        widen(wh, wide);
     }
     let features = p.input.inner;
     let blocks = p.time.div_ceil(p.frames.max(1));
@@ -153,16 +160,17 @@ unsafe fn run<T: Network>(call: &Call, attrs: &Recurrent, p: Plan, at: Layout) -
         let first = block * p.frames;
         let frames = p.frames.min(p.time - first);
         let input = Product { rows: p.batch * frames, ..p.input };
-        let rows = if p.gathers {
-            let each = gathered.chunks_exact_mut((frames * features).max(1)).take(p.batch);
-            for (b, rows) in each.enumerate() {
-                let from = (b * p.time + first) * features;
-                T::widen(&xs[from..from + rows.len()], rows);
+        let place = first * features..first * features + input.rows * features;
+        let rows = match T::as_f32(xs) {
+            Some(xs) if !p.gathers => &xs[place],
+            _ => {
+                let each = gathered.chunks_exact_mut((frames * features).max(1)).take(p.batch);
+                for (b, rows) in each.enumerate() {
+                    let from = (b * p.time + first) * features;
+                    widen(&xs[from..from + rows.len()], rows);
+                }
+                &gathered[..input.rows * features]
             }
-            &gathered[..input.rows * features]
-        } else {
-            let from = first * features;
-            T::widened(&xs[from..from + input.rows * features], &mut *gathered)
         };
         let projected = &mut projected[..input.rows * p.packed];
         product(input, rows, wi, projected, panel);
@@ -210,7 +218,7 @@ unsafe fn run<T: Network>(call: &Call, attrs: &Recurrent, p: Plan, at: Layout) -
 unsafe fn read_state(view: Option<View>, into: &mut [f32]) {
     match view {
         // SAFETY: the caller's promise.
-        Some(view) => unsafe { read_f32(&view, 0, into) },
+        Some(view) => unsafe { read_f32(&view, into) },
         None => into.fill(0.0),
     }
 }

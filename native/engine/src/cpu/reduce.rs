@@ -51,13 +51,13 @@ pub(super) fn fold<T: Copy, W: Copy>(
     widen: impl Fn(T) -> W,
 ) -> W {
     let mut lanes = [start; LANES];
-    let mut chunks = x.chunks_exact(LANES);
-    for chunk in &mut chunks {
-        for (lane, &x) in lanes.iter_mut().zip(chunk) {
-            *lane = join(*lane, widen(x));
+    let (chunks, rest) = x.as_chunks::<LANES>();
+    for chunk in chunks {
+        for i in 0..LANES {
+            lanes[i] = join(lanes[i], widen(chunk[i]));
         }
     }
-    for (lane, &x) in lanes.iter_mut().zip(chunks.remainder()) {
+    for (lane, &x) in lanes.iter_mut().zip(rest) {
         *lane = join(*lane, widen(x));
     }
     // Halves onto halves: fewer roundings than one after the other.
@@ -147,7 +147,7 @@ where
     let mut wide = [T::Compute::default(); BLOCK];
     let first = start::<T::Compute>(kind);
     x.chunks(BLOCK).fold(first, |total, x| {
-        let x = T::widened(x, &mut wide);
+        let x = T::widened::<I>(x, &mut wide);
         // A match outside the loop over the elements.
         let part = match kind {
             ReduceKind::Sum | ReduceKind::Mean => fold(x, first, |a, b| a.add(b), Reducible::wide),
@@ -169,7 +169,7 @@ fn columns<I: Isa, T: Element>(
     T::Compute: Reducible,
 {
     let mut wide = [T::Compute::default(); COLUMNS];
-    let x = T::widened(x, &mut wide);
+    let x = T::widened::<I>(x, &mut wide);
     let both = totals.iter_mut().zip(x);
     match kind {
         ReduceKind::Sum | ReduceKind::Mean => both.for_each(|(t, x)| *t = t.add(x.wide())),
@@ -344,7 +344,7 @@ where
     let mut wide = [T::Compute::default(); BLOCK];
     let (mut best, mut place) = (None, 0);
     for (i, block) in x.chunks(BLOCK).enumerate() {
-        let block = T::widened(block, &mut wide);
+        let block = T::widened::<I>(block, &mut wide);
         let max = fold(block, block[0], |a: T::Compute, b| a.max(b), |x| x);
         if max.is_nan() {
             return i * BLOCK + block.iter().position(|x| x.is_nan()).unwrap_or(0);
@@ -354,7 +354,7 @@ where
         }
     }
     let at = place * BLOCK;
-    let block = T::widened(&x[at..x.len().min(at + BLOCK)], &mut wide);
+    let block = T::widened::<I>(&x[at..x.len().min(at + BLOCK)], &mut wide);
     at + block.iter().position(|x| Some(*x) == best).unwrap_or(0)
 }
 
@@ -365,7 +365,7 @@ fn largest_across<I: Isa, T: Element>(x: &[T], split: Split, y: &mut [i32]) {
         let mut best = [T::Compute::default(); COLUMNS];
         for i in 0..split.length {
             let at = i * split.inner + strip * COLUMNS;
-            let row = T::widened(&x[at..at + y.len()], &mut wide);
+            let row = T::widened::<I>(&x[at..at + y.len()], &mut wide);
             for ((y, b), &x) in y.iter_mut().zip(&mut best).zip(row) {
                 if i == 0 || x > *b || (x.is_nan() && !b.is_nan()) {
                     (*y, *b) = (i as i32, x);

@@ -3,7 +3,7 @@
 
 use std::cmp::Ordering;
 
-use super::numeric::{Network, Scratch, with_network};
+use super::numeric::{Scratch, widen, with_network};
 use super::reduce::largest;
 use super::simd::dispatch;
 use crate::call::Call;
@@ -18,11 +18,10 @@ pub(super) fn workspace(logits: &Spec) -> usize {
 
 /// Nanoseconds on one thread, roughly.
 pub(super) fn cost(logits: &Spec, attrs: &Sample) -> f64 {
-    let each = match (attrs.temperature == 0.0, attrs.top_p.is_some(), attrs.top_k.is_some()) {
-        (true, _, _) => 0.5,
-        (_, true, _) => 100.0,
-        (_, _, true) => 40.0,
-        _ => 25.0,
+    let each = match (attrs.temperature == 0.0, attrs.top_p.is_some()) {
+        (true, _) => 0.5,
+        (_, true) => 60.0,
+        _ => 20.0,
     };
     logits.len() as f64 * each
 }
@@ -52,7 +51,7 @@ pub(super) unsafe fn execute(call: &Call, attrs: &Sample) -> Result<()> {
             *id = if attrs.temperature == 0.0 {
                 dispatch!(I => largest::<I, T>(x)) as i32
             } else {
-                T::widen(x, z);
+                widen(x, z);
                 one(attrs, row as u32, counter as u32, z, order) as i32
             };
         }

@@ -86,14 +86,15 @@ unsafe fn starts(
 ) -> Vec<usize> {
     let (axis, wrap) = ring;
     // SAFETY: the caller's promise; `infer` has checked that it is one s32.
-    let position = position.map_or(0, |p| i64::from(unsafe { p.slice::<i32>() }[0]));
+    let position = position.map_or(0, |p| i128::from(unsafe { p.slice::<i32>() }[0]));
     (0..shape.len())
         .map(|i| {
-            let start = if i == axis { starts[i].saturating_add(position) } else { starts[i] };
+            // The sum of a start and a position may not fit 64 bits; around a ring that matters.
+            let start = i128::from(starts[i]) + if i == axis { position } else { 0 };
             if i == axis && wrap {
-                start.rem_euclid(shape[i].max(1) as i64) as usize
+                start.rem_euclid(shape[i].max(1) as i128) as usize
             } else {
-                start.clamp(0, shape[i].saturating_sub(reach(i)) as i64) as usize
+                start.clamp(0, shape[i].saturating_sub(reach(i)) as i128) as usize
             }
         })
         .collect()

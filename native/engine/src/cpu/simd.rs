@@ -61,6 +61,7 @@ pub(super) unsafe trait Isa: Copy + 'static {
     unsafe fn load_f16(from: *const f16) -> Self::V;
     unsafe fn load_bf16(from: *const bf16) -> Self::V;
     unsafe fn store(to: *mut f32, v: Self::V);
+    unsafe fn store_f16(to: *mut f16, v: Self::V);
     unsafe fn fmadd(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
 }
 
@@ -106,6 +107,12 @@ unsafe impl Isa for Base {
     unsafe fn store(to: *mut f32, v: [f32; 4]) {
         // SAFETY: the caller has room for four elements there.
         unsafe { to.cast::<[f32; 4]>().write_unaligned(v) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_f16(to: *mut f16, v: [f32; 4]) {
+        // SAFETY: the caller has room for four elements there.
+        unsafe { to.cast::<[f16; 4]>().write_unaligned(v.map(f16::from_f32)) }
     }
 
     #[inline(always)]
@@ -169,6 +176,15 @@ mod x86 {
         }
 
         #[inline(always)]
+        unsafe fn store_f16(to: *mut f16, v: __m256) {
+            // SAFETY: as in `load`.
+            unsafe {
+                let half = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v);
+                _mm_storeu_si128(to.cast(), half);
+            }
+        }
+
+        #[inline(always)]
         unsafe fn fmadd(a: __m256, b: __m256, c: __m256) -> __m256 {
             // SAFETY: the trait's promise.
             unsafe { _mm256_fmadd_ps(a, b, c) }
@@ -219,6 +235,15 @@ mod x86 {
         unsafe fn store(to: *mut f32, v: __m512) {
             // SAFETY: as in `load`.
             unsafe { _mm512_storeu_ps(to, v) }
+        }
+
+        #[inline(always)]
+        unsafe fn store_f16(to: *mut f16, v: __m512) {
+            // SAFETY: as in `load`.
+            unsafe {
+                let half = _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v);
+                _mm256_storeu_si256(to.cast(), half);
+            }
         }
 
         #[inline(always)]

@@ -2,7 +2,7 @@
 
 use super::math::exp;
 use super::numeric::{BLOCK, Network, with_network};
-use super::reduce::{COLUMNS, Split, sum_f64};
+use super::reduce::{COLUMNS, Split, fold, sum_f64};
 use super::simd::{Isa, dispatch};
 use super::threads;
 use crate::call::Call;
@@ -23,14 +23,8 @@ pub(super) unsafe fn execute(call: &Call, attrs: &Softmax) -> Result<()> {
         // SAFETY: the caller's promise; `infer` has checked types and shapes.
         let (x, y) = unsafe { (x.slice::<T>(), call.outputs[0].slice_mut::<T>()) };
         threads::over_rows(y, split.slab(), ns, |first, y| {
-            let slabs = y.chunks_exact_mut(split.slab());
-            for (y, x) in slabs.zip(x[first * split.slab()..].chunks_exact(split.slab())) {
-                if split.inner == 1 {
-                    dispatch!(I => row::<I, T>(x, y, attrs.log));
-                } else {
-                    dispatch!(I => slab::<I, T>(x, y, split, attrs.log));
-                }
-            }
+            let x = &x[first * split.slab()..];
+            dispatch!(I => slabs::<I, T>(x, y, split, attrs.log));
         });
     });
     Ok(())
@@ -44,17 +38,7 @@ pub(super) fn cost(elements: usize) -> f64 {
 #[inline(always)]
 fn max_of(x: &[f32]) -> f32 {
     // A NaN is passed over here; it is found again in the sum.
-    let mut lanes = [f32::NEG_INFINITY; 32];
-    let mut chunks = x.chunks_exact(32);
-    for chunk in &mut chunks {
-        for (m, &x) in lanes.iter_mut().zip(chunk) {
-            *m = if x > *m { x } else { *m };
-        }
-    }
-    for (m, &x) in lanes.iter_mut().zip(chunks.remainder()) {
-        *m = if x > *m { x } else { *m };
-    }
-    lanes.into_iter().fold(f32::NEG_INFINITY, |m, x| if x > m { x } else { m })
+    fold(x, f32::NEG_INFINITY, |m, x| if x > m { x } else { m }, |x| x)
 }
 
 /// What one element becomes: exp(x − max) / sum, or x − max − ln sum.
@@ -68,18 +52,35 @@ fn by(sum: f64, log: bool) -> f32 {
     if log { sum.ln() as f32 } else { (1.0 / sum) as f32 }
 }
 
+#[inline(always)]
+fn slabs<I: Isa, T: Network>(x: &[T], y: &mut [T], split: Split, log: bool) {
+    let (mut wide, mut out) = ([0.0; BLOCK], [0.0; BLOCK]);
+    for (y, x) in y.chunks_exact_mut(split.slab()).zip(x.chunks_exact(split.slab())) {
+        if split.inner == 1 {
+            row::<I, T>(x, y, log, &mut wide, &mut out);
+        } else {
+            slab::<I, T>(x, y, split, log);
+        }
+    }
+}
+
 /// A row that lies together. Where all of it is -inf the result is NaN.
 #[inline(always)]
-fn row<I: Isa, T: Network>(x: &[T], y: &mut [T], log: bool) {
-    let (mut wide, mut out) = ([0.0; BLOCK], [0.0; BLOCK]);
+fn row<I: Isa, T: Network>(
+    x: &[T],
+    y: &mut [T],
+    log: bool,
+    wide: &mut [f32; BLOCK],
+    out: &mut [f32; BLOCK],
+) {
     let mut max = f32::NEG_INFINITY;
     for x in x.chunks(BLOCK) {
-        let m = max_of(T::widened(x, &mut wide));
+        let m = max_of(T::widened::<I>(x, wide));
         max = if m > max { m } else { max };
     }
     let mut sum = 0.0f64;
     for x in x.chunks(BLOCK) {
-        let x = T::widened(x, &mut wide);
+        let x = T::widened::<I>(x, wide);
         let e = &mut out[..x.len()];
         for (e, x) in e.iter_mut().zip(x) {
             *e = exp::<I>(x - max);
@@ -88,8 +89,8 @@ fn row<I: Isa, T: Network>(x: &[T], y: &mut [T], log: bool) {
     }
     let by = by(sum, log);
     for (x, y) in x.chunks(BLOCK).zip(y.chunks_mut(BLOCK)) {
-        let x = T::widened(x, &mut wide);
-        T::produce(y, &mut out, |y| {
+        let x = T::widened::<I>(x, wide);
+        T::produce::<I>(y, out, |y| {
             for (y, x) in y.iter_mut().zip(x) {
                 *y = finish::<I>(*x, max, by, log);
             }
@@ -106,12 +107,12 @@ fn slab<I: Isa, T: Network>(x: &[T], y: &mut [T], split: Split, log: bool) {
         let (mut max, mut sum) = ([f32::NEG_INFINITY; COLUMNS], [0.0f64; COLUMNS]);
         let places = || (0..split.length).map(|i| i * split.inner + first);
         for at in places() {
-            for (m, x) in max.iter_mut().zip(T::widened(&x[at..at + n], &mut wide)) {
+            for (m, x) in max.iter_mut().zip(T::widened::<I>(&x[at..at + n], &mut wide)) {
                 *m = if *x > *m { *x } else { *m };
             }
         }
         for at in places() {
-            let x = T::widened(&x[at..at + n], &mut wide);
+            let x = T::widened::<I>(&x[at..at + n], &mut wide);
             for ((s, x), m) in sum.iter_mut().zip(x).zip(&max) {
                 *s += f64::from(exp::<I>(x - m));
             }
@@ -121,8 +122,8 @@ fn slab<I: Isa, T: Network>(x: &[T], y: &mut [T], split: Split, log: bool) {
             *b = by(*s, log);
         }
         for at in places() {
-            let x = T::widened(&x[at..at + n], &mut wide);
-            T::produce(&mut y[at..at + n], &mut out, |y| {
+            let x = T::widened::<I>(&x[at..at + n], &mut wide);
+            T::produce::<I>(&mut y[at..at + n], &mut out, |y| {
                 for (((y, x), m), b) in y.iter_mut().zip(x).zip(&max).zip(&scale) {
                     *y = finish::<I>(*x, *m, *b, log);
                 }

@@ -44,6 +44,11 @@ impl Cache {
         Cache { folder: Some(folder.into()) }
     }
 
+    /// Where it lies, if there is a place for it.
+    pub fn folder(&self) -> Option<&Path> {
+        self.folder.as_deref()
+    }
+
     /// The module's cubin for `arch`, from the disk where a sound one lies there, else compiled
     /// and put there. A folder that cannot be written to is no error.
     pub fn cubin(&self, nvrtc: &Nvrtc, module: &Module, arch: &str) -> Result<(Vec<u8>, Origin)> {
@@ -143,6 +148,7 @@ impl Hash {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

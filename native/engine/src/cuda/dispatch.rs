@@ -1,6 +1,6 @@
 //! Which family serves which op.
 
-use super::{Context, Module, Props};
+use super::{Context, Module, Props, elementwise, embedding, reduce, sample, shape};
 use crate::call::Call;
 use crate::device::Explanation;
 use crate::error::{Error, Result};
@@ -9,32 +9,63 @@ use crate::spec::Spec;
 
 type Inputs<'a> = &'a [Option<&'a Spec>];
 
-fn none<T>(op: &Op) -> Result<T> {
-    Err(Error::unsupported(op.name(), "no CUDA kernel yet"))
+/// Calls a function of the op's family: `explain`, `modules` and `launch` go by this one table, so
+/// that they cannot disagree.
+macro_rules! family {
+    ($function:ident($first:expr, $op:expr, $last:expr)) => {
+        match $op {
+            op @ (Op::Unary(_) | Op::Binary(_) | Op::Select(_) | Op::Cast(_)) => {
+                elementwise::$function($first, op, $last)
+            }
+            op @ (Op::Reshape(_) | Op::Transpose(_) | Op::Broadcast(_)) => {
+                shape::$function($first, op, $last)
+            }
+            op @ (Op::Slice(_) | Op::PutSlice(_) | Op::Concatenate(_)) => {
+                shape::$function($first, op, $last)
+            }
+            op @ (Op::Softmax(_) | Op::Argmax(_) | Op::Reduce(_)) => {
+                reduce::$function($first, op, $last)
+            }
+            Op::Sample(op) => sample::$function($first, op, $last),
+            Op::Embedding(op) => embedding::$function($first, op, $last),
+            op => Err(Error::unsupported(op.name(), "no CUDA kernel yet")),
+        }
+    };
 }
 
 /// The variant that a launch would use, and why.
-pub fn explain(_props: &Props, op: &Op, _inputs: Inputs) -> Result<Explanation> {
-    none(op)
+pub fn explain(props: &Props, op: &Op, inputs: Inputs) -> Result<Explanation> {
+    family!(explain(props, op, inputs))
 }
 
 /// The modules that a launch will need.
-pub fn modules(_props: &Props, op: &Op, _inputs: Inputs) -> Result<Vec<Module>> {
-    none(op)
+pub fn modules(props: &Props, op: &Op, inputs: Inputs) -> Result<Vec<Module>> {
+    family!(modules(props, op, inputs))
 }
 
-/// Bytes of scratch that a launch will need.
-pub fn workspace(_props: &Props, op: &Op, _inputs: Inputs) -> Result<usize> {
-    none(op)
+/// Bytes of scratch that a launch will need; most families need none.
+pub fn workspace(props: &Props, op: &Op, inputs: Inputs) -> Result<usize> {
+    match op {
+        Op::Reduce(_) => reduce::workspace(props, op, inputs),
+        _ => Ok(0),
+    }
 }
 
 /// # Safety
 /// As for [`crate::Device::execute`].
-pub unsafe fn launch(_cx: &Context, call: &Call) -> Result<()> {
-    none(call.op)
+pub unsafe fn launch(cx: &Context, call: &Call) -> Result<()> {
+    // SAFETY: the caller's promise.
+    unsafe { family!(launch(cx, call.op, call)) }
 }
 
 /// Every module of every family.
 pub fn all_modules() -> Vec<Module> {
-    Vec::new()
+    [
+        elementwise::all_modules(),
+        shape::all_modules(),
+        reduce::all_modules(),
+        sample::all_modules(),
+        embedding::all_modules(),
+    ]
+    .concat()
 }

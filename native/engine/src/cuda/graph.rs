@@ -4,7 +4,7 @@ use std::fmt;
 use std::ptr;
 use std::sync::Arc;
 
-use cudarc::driver::sys::{CUgraph, CUgraphExec};
+use cudarc::driver::sys::{CUgraph, CUgraphExec, CUgraphNodeType, CUstreamCaptureMode};
 
 use super::driver::{Dead, Driver, cu};
 use super::{Context, Cuda, Stream};
@@ -46,7 +46,7 @@ impl Cuda {
         stream: &Stream,
         record: impl FnOnce(&Context) -> Result<()>,
     ) -> Result<Graph> {
-        const THREAD_LOCAL: u32 = 1;
+        const THREAD_LOCAL: u32 = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL as u32;
         let driver = &self.driver;
         driver.reap();
         // SAFETY: the stream is alive, and not the null stream.
@@ -139,6 +139,9 @@ struct Template {
 
 impl Template {
     fn nodes(&self) -> Result<Nodes> {
+        const KERNEL: u32 = CUgraphNodeType::CU_GRAPH_NODE_TYPE_KERNEL as u32;
+        const COPY: u32 = CUgraphNodeType::CU_GRAPH_NODE_TYPE_MEMCPY as u32;
+        const MEMSET: u32 = CUgraphNodeType::CU_GRAPH_NODE_TYPE_MEMSET as u32;
         let mut count = 0;
         // SAFETY: with no array given, only the count is written.
         unsafe { cu!(self.driver, cuGraphGetNodes(self.raw, ptr::null_mut(), &mut count)) }?;
@@ -151,9 +154,9 @@ impl Template {
             // SAFETY: a node of this graph; `kind` is ours to write.
             unsafe { cu!(self.driver, cuGraphNodeGetType(node, &mut kind)) }?;
             *match kind {
-                0 => &mut nodes.kernels,
-                1 => &mut nodes.copies,
-                2 => &mut nodes.memsets,
+                KERNEL => &mut nodes.kernels,
+                COPY => &mut nodes.copies,
+                MEMSET => &mut nodes.memsets,
                 _ => &mut nodes.other,
             } += 1;
         }

@@ -4,6 +4,8 @@ use std::fmt;
 use std::ptr;
 use std::sync::{Arc, Mutex};
 
+use cudarc::driver::sys::{CU_MEMHOSTALLOC_DEVICEMAP, CU_MEMHOSTALLOC_PORTABLE};
+
 use super::driver::{Dead, Driver, code, cu};
 use super::stream::{Event, Stream};
 use crate::error::{Error, Result};
@@ -47,12 +49,11 @@ unsafe impl Sync for Pinned {}
 
 impl Pinned {
     pub(super) fn new(driver: &Arc<Driver>, bytes: usize) -> Result<Self> {
-        const PORTABLE: u32 = 1;
-        const DEVICEMAP: u32 = 2;
+        const FLAGS: u32 = CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP;
         driver.reap();
         let (mut host, mut device) = (ptr::null_mut(), 0);
         // SAFETY: `host` is ours to write. At least one byte, for the driver refuses none.
-        unsafe { cu!(driver, cuMemHostAlloc(&mut host, bytes.max(1), PORTABLE | DEVICEMAP)) }?;
+        unsafe { cu!(driver, cuMemHostAlloc(&mut host, bytes.max(1), FLAGS)) }?;
         let mut pinned = Pinned { driver: Arc::clone(driver), host: host.cast(), device, bytes };
         // SAFETY: mapped just now; `device` is ours to write.
         unsafe { cu!(driver, cuMemHostGetDevicePointer(&mut device, host, 0)) }?;

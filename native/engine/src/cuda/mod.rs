@@ -4,6 +4,8 @@
 pub mod cache;
 mod dispatch;
 mod driver;
+mod elementwise;
+mod embedding;
 pub mod graph;
 pub mod launch;
 pub mod memory;
@@ -11,10 +13,14 @@ pub mod modules;
 pub mod nvrtc;
 mod probe;
 pub mod props;
+mod reduce;
 pub(crate) mod runner;
+mod sample;
 mod search;
+mod shape;
 pub mod sources;
 pub mod stream;
+mod walk;
 pub mod warmup;
 
 use std::sync::Arc;
@@ -113,6 +119,16 @@ impl Cuda {
     /// Whether an earlier error lost the context.
     pub fn is_poisoned(&self) -> bool {
         self.driver.is_poisoned()
+    }
+
+    /// The CUDA version that the driver is for, such as (13, 0).
+    pub fn driver_version(&self) -> (u32, u32) {
+        self.modules.version()
+    }
+
+    /// The compiler of this device's kernels; an error that names where it was looked for.
+    pub fn nvrtc(&self) -> Result<&Arc<Nvrtc>> {
+        self.modules.nvrtc()
     }
 
     /// Free and total bytes of the GPU's memory, over all processes.

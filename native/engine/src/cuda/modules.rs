@@ -7,7 +7,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use cudarc::driver::sys::{CUfunction, CUmodule};
+use cudarc::driver::sys::{CUfunction, CUfunction_attribute, CUmodule, CUstreamCaptureMode};
 use once_cell::sync::OnceCell;
 
 use super::cache::{Cache, Origin};
@@ -99,7 +99,8 @@ impl Function {
     /// Opts in to large dynamic shared memory, once, where `bytes` ask for it.
     pub(super) fn allow_shared(&self, driver: &Driver, props: &Props, bytes: u32) -> Result<()> {
         const WITHOUT_ASKING: u32 = 48 << 10;
-        const MAX_DYNAMIC_SHARED: u32 = 8;
+        const MAX_DYNAMIC_SHARED: u32 =
+            CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as u32;
         if bytes <= WITHOUT_ASKING || self.0.opted_in.load(Ordering::Relaxed) {
             return Ok(());
         }
@@ -185,6 +186,15 @@ impl Modules {
         Ok(functions.entry(name).or_insert(function).clone())
     }
 
+    /// The compiler, opened at the first need.
+    pub fn nvrtc(&self) -> Result<&Arc<Nvrtc>> {
+        self.nvrtc.get_or_try_init(|| Nvrtc::find(Some(self.version), &self.arch))
+    }
+
+    pub fn version(&self) -> (u32, u32) {
+        self.version
+    }
+
     fn slot(&self, module: &Module) -> Arc<Slot> {
         {
             let slots = self.slots.read().unwrap_or_else(PoisonError::into_inner);
@@ -197,7 +207,9 @@ impl Modules {
     }
 
     fn load(&self, module: &Module) -> Result<Loaded> {
-        let nvrtc = self.nvrtc.get_or_try_init(|| Nvrtc::find(Some(self.version), &self.arch))?;
+        // Nothing is compiled for a device that is lost.
+        self.driver.enter()?;
+        let nvrtc = self.nvrtc()?;
         let (cubin, origin) = self.cache.cubin(nvrtc, module, &self.arch)?;
         let loaded = match self.load_cubin(&cubin) {
             // Sound by its hash and yet no module to this driver: built anew.
@@ -240,8 +252,8 @@ enum LoadError {
 
 impl Loaded {
     fn find(&self, module: &Module, name: &'static str) -> Result<Function> {
-        const SHARED: u32 = 1;
-        const REGISTERS: u32 = 4;
+        const SHARED: u32 = CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES as u32;
+        const REGISTERS: u32 = CUfunction_attribute::CU_FUNC_ATTRIBUTE_NUM_REGS as u32;
         let text = CString::new(name).map_err(|e| Error::Internal(e.to_string()))?;
         let mut raw = ptr::null_mut();
         let _relaxed = Relaxed::enter(&self.driver)?;
@@ -285,7 +297,7 @@ struct Relaxed<'a> {
 
 impl<'a> Relaxed<'a> {
     fn enter(driver: &'a Driver) -> Result<Self> {
-        const RELAXED: u32 = 2;
+        const RELAXED: u32 = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED as u32;
         let mut mode = RELAXED;
         // SAFETY: `mode` is ours; the driver puts the mode that was into it.
         unsafe { cu!(driver, cuThreadExchangeStreamCaptureMode(&mut mode)) }?;

@@ -1,6 +1,7 @@
 //! NVRTC, the compiler: found and opened at run time, by a loader of our own, since we need its
 //! cubins and a place to look that no linker path names.
 
+use std::error::Error as _;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::fmt;
 use std::ptr;
@@ -69,7 +70,7 @@ impl Nvrtc {
             }
         }
         // SAFETY: opening NVRTC runs its initialisers and nothing else.
-        let library = unsafe { Library::new(place.as_os_str()) }.map_err(|e| e.to_string())?;
+        let library = unsafe { Library::new(place.as_os_str()) }.map_err(|e| why(place, &e))?;
         // Kept open also where it will not do: NVRTC does not expect to be unloaded.
         let library: &'static Library = Box::leak(Box::new(library));
         macro_rules! symbol {
@@ -212,6 +213,12 @@ pub(super) fn options(module: &Module, arch: &str) -> Vec<String> {
         module.defines.iter().map(|(name, value)| format!("--define-macro={name}={value}")),
     );
     options
+}
+
+/// What the system's loader says, without the name that the message begins with already.
+fn why(place: &Place, error: &libloading::Error) -> String {
+    let text = error.source().map_or_else(|| error.to_string(), |s| s.to_string());
+    text.strip_prefix(&format!("{place}: ")).unwrap_or(&text).to_owned()
 }
 
 fn c_string(text: &str) -> Result<CString> {

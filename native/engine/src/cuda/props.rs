@@ -2,6 +2,8 @@
 
 use std::ffi::{CStr, c_char, c_int};
 
+use cudarc::driver::sys::CUdevice_attribute as Attribute;
+
 use super::driver::Driver;
 use crate::error::Result;
 
@@ -34,18 +36,7 @@ impl Props {
     }
 
     pub(super) fn read(driver: &Driver) -> Result<Self> {
-        let attribute = |which| attribute(driver, which);
-        // By number, as in the driver's header: cudarc's enum would do, and these are fixed.
-        const SMS: u32 = 16;
-        const L2: u32 = 38;
-        const THREADS_PER_SM: u32 = 39;
-        const MAJOR: u32 = 75;
-        const MINOR: u32 = 76;
-        const SHARED_PER_SM: u32 = 81;
-        const REGISTERS_PER_SM: u32 = 82;
-        const COOPERATIVE: u32 = 95;
-        const SHARED_OPTIN: u32 = 97;
-
+        let attribute = |which: Attribute| attribute(driver, which as u32);
         let mut name = [0 as c_char; 256];
         let api = driver.enter()?;
         // SAFETY: the driver writes at most so many bytes, the ending zero among them.
@@ -60,16 +51,24 @@ impl Props {
         Ok(Props {
             // SAFETY: the last byte was left zero.
             name: unsafe { CStr::from_ptr(name.as_ptr()) }.to_string_lossy().into_owned(),
-            major: attribute(MAJOR)?,
-            minor: attribute(MINOR)?,
-            sms: attribute(SMS)?,
-            shared_optin: attribute(SHARED_OPTIN)?,
-            shared_per_sm: attribute(SHARED_PER_SM)?,
-            registers_per_sm: attribute(REGISTERS_PER_SM)?,
-            threads_per_sm: attribute(THREADS_PER_SM)?,
-            l2: attribute(L2)? as usize,
+            major: attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            minor: attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+            sms: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+            shared_optin: attribute(
+                Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
+            )?,
+            shared_per_sm: attribute(
+                Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR,
+            )?,
+            registers_per_sm: attribute(
+                Attribute::CU_DEVICE_ATTRIBUTE_MAX_REGISTERS_PER_MULTIPROCESSOR,
+            )?,
+            threads_per_sm: attribute(
+                Attribute::CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR,
+            )?,
+            l2: attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)? as usize,
             memory,
-            cooperative: attribute(COOPERATIVE)? != 0,
+            cooperative: attribute(Attribute::CU_DEVICE_ATTRIBUTE_COOPERATIVE_LAUNCH)? != 0,
         })
     }
 }

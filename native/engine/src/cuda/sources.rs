@@ -7,7 +7,24 @@ macro_rules! sources {
 }
 
 /// Name → text of every `.cu` and `.cuh`. A header is included under its name here.
-pub static SOURCES: &[(&str, &str)] = sources!["common/types.cuh",];
+pub static SOURCES: &[(&str, &str)] = sources![
+    "common/types.cuh",
+    "common/walk.cuh",
+    "elementwise/binary.cu",
+    "elementwise/cast.cu",
+    "elementwise/math.cuh",
+    "elementwise/select.cu",
+    "elementwise/unary.cu",
+    "embedding/embedding.cu",
+    "reduce/argmax.cu",
+    "reduce/best.cuh",
+    "reduce/lanes.cuh",
+    "reduce/reduce.cu",
+    "reduce/softmax.cu",
+    "sample/philox.cuh",
+    "sample/sample.cu",
+    "shape/shape.cu",
+];
 
 /// The text of one of them.
 pub fn source(name: &str) -> Option<&'static str> {

@@ -4,7 +4,7 @@ use std::fmt;
 use std::ptr;
 use std::sync::Arc;
 
-use cudarc::driver::sys::{CUevent, CUstream};
+use cudarc::driver::sys::{CUevent, CUevent_flags, CUstream, CUstream_flags};
 
 use super::driver::{Dead, Driver, code, cu};
 use crate::error::Result;
@@ -23,7 +23,7 @@ unsafe impl Sync for Stream {}
 
 impl Stream {
     pub(super) fn new(driver: &Arc<Driver>) -> Result<Self> {
-        const NON_BLOCKING: u32 = 1;
+        const NON_BLOCKING: u32 = CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
         driver.reap();
         let mut raw = ptr::null_mut();
         // SAFETY: `raw` is ours to write.
@@ -83,7 +83,7 @@ unsafe impl Sync for Event {}
 
 impl Event {
     pub(super) fn new(driver: &Arc<Driver>) -> Result<Self> {
-        const DISABLE_TIMING: u32 = 2;
+        const DISABLE_TIMING: u32 = CUevent_flags::CU_EVENT_DISABLE_TIMING as u32;
         driver.reap();
         let mut raw = ptr::null_mut();
         // SAFETY: `raw` is ours to write.

@@ -71,6 +71,7 @@ fn each(
 }
 
 #[cfg(test)]
+#[allow(clippy::panic)]
 mod tests {
     use super::*;
     use crate::error::Error;

@@ -1,0 +1,22 @@
+//! Every op on every device against the oracle. `NITROX_SEED` repeats a run, `NITROX_TEST_CUDA=1`
+//! adds the first GPU.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+#[path = "../oracle/mod.rs"]
+mod oracle;
+
+mod harness;
+mod rng;
+
+mod cast;
+mod dense;
+mod elementwise;
+mod embedding;
+mod norm;
+mod recurrent;
+mod reduce;
+mod sample;
+mod selfcheck;
+mod shape;
+mod softmax;
+mod torch;

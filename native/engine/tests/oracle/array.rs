@@ -1,0 +1,202 @@
+//! Host tensors: bytes as a device takes them, and their elements as f64 or i64.
+
+use half::{bf16, f16};
+use nitrox_engine::{DType, Spec};
+
+/// A tensor on the host. Integers are exact in `i64`, floats in `f64`, whatever the type.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Array {
+    pub spec: Spec,
+    pub bytes: Vec<u8>,
+}
+
+impl Array {
+    pub fn new(spec: Spec, bytes: Vec<u8>) -> Self {
+        assert_eq!(spec.bytes(), bytes.len(), "{spec}");
+        Array { spec, bytes }
+    }
+
+    /// Rounds to the type.
+    pub fn floats(dtype: DType, shape: &[usize], values: &[f64]) -> Self {
+        let bytes = values.iter().flat_map(|&v| float_bytes(dtype, v)).collect();
+        Array::new(spec(dtype, shape), bytes)
+    }
+
+    /// Wraps to the type.
+    pub fn ints(dtype: DType, shape: &[usize], values: &[i64]) -> Self {
+        let bytes = values.iter().flat_map(|&v| int_bytes(dtype, v)).collect();
+        Array::new(spec(dtype, shape), bytes)
+    }
+
+    pub fn dtype(&self) -> DType {
+        self.spec.dtype
+    }
+
+    pub fn shape(&self) -> &[usize] {
+        self.spec.shape()
+    }
+
+    pub fn len(&self) -> usize {
+        self.spec.len()
+    }
+
+    /// The elements of a float tensor.
+    pub fn to_f64(&self) -> Vec<f64> {
+        let b = &self.bytes;
+        match self.dtype() {
+            DType::F16 => words(b).map(|w| f16::from_ne_bytes(w).to_f64()).collect(),
+            DType::BF16 => words(b).map(|w| bf16::from_ne_bytes(w).to_f64()).collect(),
+            DType::F32 => words(b).map(|w| f32::from_ne_bytes(w).into()).collect(),
+            DType::F64 => words(b).map(f64::from_ne_bytes).collect(),
+            t => panic!("{t} is not a float type"),
+        }
+    }
+
+    /// The elements of an integer tensor.
+    pub fn to_i64(&self) -> Vec<i64> {
+        let b = &self.bytes;
+        match self.dtype() {
+            DType::U8 => b.iter().map(|&v| v.into()).collect(),
+            DType::U32 => words(b).map(|w| u32::from_ne_bytes(w).into()).collect(),
+            DType::S32 => words(b).map(|w| i32::from_ne_bytes(w).into()).collect(),
+            DType::S64 => words(b).map(i64::from_ne_bytes).collect(),
+            t => panic!("{t} is not an integer type"),
+        }
+    }
+
+    /// The bytes of one element.
+    pub fn element(&self, i: usize) -> &[u8] {
+        let n = self.dtype().size();
+        &self.bytes[i * n..(i + 1) * n]
+    }
+}
+
+pub fn spec(dtype: DType, shape: &[usize]) -> Spec {
+    Spec::new(dtype, shape).unwrap()
+}
+
+fn words<const N: usize>(bytes: &[u8]) -> impl Iterator<Item = [u8; N]> {
+    bytes.chunks_exact(N).map(|word| word.try_into().unwrap())
+}
+
+fn float_bytes(dtype: DType, v: f64) -> Vec<u8> {
+    let v = round_to(dtype, v);
+    match dtype {
+        DType::F16 => f16::from_f64(v).to_ne_bytes().to_vec(),
+        DType::BF16 => bf16::from_f64(v).to_ne_bytes().to_vec(),
+        DType::F32 => (v as f32).to_ne_bytes().to_vec(),
+        DType::F64 => v.to_ne_bytes().to_vec(),
+        t => panic!("{t} is not a float type"),
+    }
+}
+
+fn int_bytes(dtype: DType, v: i64) -> Vec<u8> {
+    match dtype {
+        DType::U8 => vec![v as u8],
+        DType::U32 => (v as u32).to_ne_bytes().to_vec(),
+        DType::S32 => (v as i32).to_ne_bytes().to_vec(),
+        DType::S64 => v.to_ne_bytes().to_vec(),
+        t => panic!("{t} is not an integer type"),
+    }
+}
+
+/// `v` rounded once to the nearest number of a float type, ties to even, beyond the largest to
+/// infinity.
+pub fn round_to(dtype: DType, v: f64) -> f64 {
+    // Digits of the significand, the least exponent of a normal number, the largest number.
+    let (digits, least, max) = match dtype {
+        DType::F16 => (11, -14, 65504.0),
+        DType::BF16 => (8, -126, f64::from(bf16::MAX)),
+        DType::F32 => return f64::from(v as f32),
+        _ => return v,
+    };
+    if v == 0.0 || !v.is_finite() {
+        return v;
+    }
+    let exponent = ((v.to_bits() >> 52) & 0x7ff) as i32 - 1023;
+    let unit = 2f64.powi(exponent.max(least) - (digits - 1));
+    let rounded = (v / unit).round_ties_even() * unit;
+    if rounded.abs() > max { f64::INFINITY.copysign(v) } else { rounded }
+}
+
+/// `v` as the type holds it, wrapped.
+pub fn wrap(dtype: DType, v: i64) -> i64 {
+    match dtype {
+        DType::U8 => (v as u8).into(),
+        DType::U32 => (v as u32).into(),
+        DType::S32 => (v as i32).into(),
+        _ => v,
+    }
+}
+
+/// The least and the largest number of an integer type.
+pub fn int_range(dtype: DType) -> (i64, i64) {
+    match dtype {
+        DType::U8 => (0, u8::MAX.into()),
+        DType::U32 => (0, u32::MAX.into()),
+        DType::S32 => (i32::MIN.into(), i32::MAX.into()),
+        _ => (i64::MIN, i64::MAX),
+    }
+}
+
+/// Values of a type at which ops go wrong.
+pub fn extremes(dtype: DType) -> Array {
+    if !dtype.is_float() {
+        let (least, most) = int_range(dtype);
+        let mut values = vec![least, least + 1, most, most - 1, most / 2, most / 2 + 1];
+        values.extend([0, 1, 2, 3, 7, 10, 255, -1, -2, -3, -7, 65_537, 16_777_217]);
+        values.push((1 << 53) + 1);
+        let n = values.len();
+        return Array::ints(dtype, &[n], &values);
+    }
+    let (tiniest, normal, max) = match dtype {
+        DType::F16 => (2f64.powi(-24), 2f64.powi(-14), 65504.0),
+        DType::BF16 => (2f64.powi(-133), 2f64.powi(-126), f64::from(bf16::MAX)),
+        DType::F32 => (2f64.powi(-149), 2f64.powi(-126), f32::MAX.into()),
+        _ => (f64::from_bits(1), f64::MIN_POSITIVE, f64::MAX),
+    };
+    let mut values = vec![f64::NAN];
+    for v in [
+        0.0,
+        tiniest,
+        3.0 * tiniest,
+        normal / 2.0,
+        normal,
+        max,
+        max / 2.0,
+        f64::INFINITY,
+        1e30,
+        1e-30,
+        1e-10,
+        1e-4,
+        0.25,
+        // Next to ½: adding ½ to it rounds up.
+        0.5 - 2f64.powi(-25),
+        0.5,
+        1.0 - 2f64.powi(-24),
+        1.0,
+        1.0 + 2f64.powi(-23),
+        1.5,
+        2.0,
+        2.5,
+        3.0,
+        std::f64::consts::PI,
+        5.0,
+        9.0,
+        11.0,
+        17.0,
+        20.0,
+        88.5,
+        89.5,
+        104.0,
+        700.0,
+        1e5,
+        // The first numbers of f32 with no half between them.
+        8_388_607.5,
+        8_388_609.0,
+    ] {
+        values.extend([v, -v]);
+    }
+    let n = values.len();
+    Array::floats(dtype, &[n], &values)
+}

@@ -1,0 +1,433 @@
+defmodule Nitrox.NifFuzzTest do
+  # Every NIF, called with terms that are right, nearly right and wrong, from many processes at
+  # once. None may bring the VM down, raise or panic; what is held is given back in the end.
+  use ExUnit.Case, async: false
+
+  alias Nitrox.{Device, Error, Native, Program, Session, Tensor}
+
+  @calls 10_000
+  @processes 8
+
+  @reasons ~w(shape type argument unsupported device deallocated unavailable out_of_memory driver
+              poisoned compile file)a
+
+  @moduletag timeout: 600_000
+
+  setup do
+    Device.open(:cpu)
+    collect()
+    before = Device.memory_stats(:cpu)
+
+    on_exit(fn ->
+      collect()
+      now = Device.memory_stats(:cpu)
+
+      assert {now.in_use, now.allocations} == {before.in_use, before.allocations},
+             "#{now.in_use - before.in_use} bytes leaked"
+    end)
+  end
+
+  defp collect do
+    for pid <- Process.list(), do: :erlang.garbage_collect(pid)
+    # Resources of a process that has just ended may take a moment.
+    Process.sleep(50)
+    for pid <- Process.list(), do: :erlang.garbage_collect(pid)
+  end
+
+  # A process of its own for all handles, so that none outlives the test.
+  defp in_process(fun), do: Task.async(fun) |> Task.await(:infinity)
+
+  for {name, arity} <- Native.nifs() do
+    @tag nif: name, arity: arity
+    test "#{name}/#{arity}", %{nif: name, arity: arity} do
+      seed = ExUnit.configuration()[:seed]
+
+      in_process(fn ->
+        world = world()
+
+        kinds =
+          1..@processes
+          |> Task.async_stream(
+            fn i ->
+              :rand.seed(:exsss, {seed, i, :erlang.phash2(name)})
+              for _ <- 1..calls(name), do: fuzz(name, world)
+            end,
+            max_concurrency: @processes,
+            ordered: false,
+            timeout: :infinity
+          )
+          |> Enum.flat_map(fn {:ok, kinds} -> kinds end)
+          |> Enum.frequencies()
+
+        # A fuzzer that only ever hears no, or never does, tests little.
+        if name not in [:wait, :cuda_count] do
+          assert kinds[:ok] || kinds[:heavy], "no call passed: #{inspect(kinds)}"
+        end
+
+        if arity > 0, do: assert(kinds[:error] > @calls / 20, inspect(kinds))
+      end)
+    end
+  end
+
+  test "through Nitrox.Native.call/2 a refusal is a Nitrox.Error" do
+    :rand.seed(:exsss, ExUnit.configuration()[:seed])
+
+    in_process(fn ->
+      world = world()
+
+      for {name, _} <- Native.nifs(), _ <- 1..500 do
+        args = mutate_some(args(name, world), world)
+
+        try do
+          Native.call(name, args)
+        rescue
+          error in Error -> assert check(error.reason, error.op, error.message, error.hint)
+        end
+      end
+    end)
+  end
+
+  # Nothing can be wrong about the arguments of one that takes none.
+  defp calls(name) do
+    div(if(Native.nifs()[name] == 0, do: 80, else: @calls), @processes)
+  end
+
+  defp fuzz(name, world) do
+    args = mutate_some(args(name, world), world)
+
+    try do
+      answer(apply(Native, name, args))
+    catch
+      kind, reason ->
+        flunk("#{name} raised #{inspect({kind, reason})} for #{text(args)}")
+    else
+      {:bad, answer} -> flunk("#{name} answered #{text(answer)} for #{text(args)}")
+      kind -> kind
+    end
+  end
+
+  defp text(term), do: inspect(term, limit: 100, printable_limit: 200)
+
+  defp answer({:ok, _}), do: :ok
+  defp answer(:heavy), do: :heavy
+  defp answer({:closed, {:cuda, n}}) when is_integer(n), do: :closed
+  defp answer({:pending, run}) when is_reference(run), do: :pending
+
+  defp answer({:error, {reason, op, message, hint}} = error) do
+    if check(reason, op, message, hint), do: :error, else: {:bad, error}
+  end
+
+  defp answer(other), do: {:bad, other}
+
+  # A panic would be `:internal`, which is a bug and no refusal.
+  defp check(reason, op, message, hint) do
+    reason in @reasons and is_atom(op) and is_binary(message) and String.valid?(message) and
+      byte_size(message) < 2_000 and (is_nil(hint) or is_binary(hint))
+  end
+
+  # -- Arguments that are right -----------------------------------------------------------------
+
+  # All handles there are, made once a test and shared by its processes.
+  defp world do
+    tensors =
+      for {_, specs} <- ops(), spec <- specs, spec != nil, uniq: true, into: %{} do
+        {spec, ref(random_tensor(spec))}
+      end
+
+    add = &Nitrox.add/2
+    x = Tensor.tensor([1.0, 2.0])
+    program = Program.compile(fn a -> {add.(a, x), a} end, [x], instances: 2)
+    readback = Program.compile(fn a -> add.(a, 1) end, [x], outputs: :binary)
+    stateful = Program.compile(fn a, s -> {s, add.(a, s)} end, [x], state: x)
+    session = Session.new(stateful)
+    # The first run of a program is left to a dirty scheduler.
+    for program <- [program, readback], do: Program.run(program, [x])
+    Session.step(session, [x])
+    dead = Tensor.tensor([1.0, 2.0])
+    Tensor.deallocate(dead)
+    {weights, entries, _} = Native.call(:weights_open, [weights_path()])
+
+    %{
+      tensors: tensors,
+      x: x.ref,
+      dead: dead.ref,
+      programs: [program.ref, readback.ref],
+      stateful: stateful.ref,
+      session: session.ref,
+      junk: junk_kinds(),
+      weights: weights,
+      names: Enum.map(entries, &elem(&1, 0)),
+      foreign: [make_ref(), :atomics.new(1, []), :counters.new(1, []), :ets.new(:t, [])]
+    }
+  end
+
+  defp ref(%Tensor{ref: ref}), do: ref
+
+  defp weights_path, do: Path.join(:code.priv_dir(:nitrox), "demo/mlp.safetensors")
+
+  # NaN, infinity and all other patterns are among the bytes.
+  defp random_tensor({type, shape}) do
+    bytes = :rand.bytes(Enum.product(shape) * Nitrox.Element.bytes(type))
+    Tensor.from_binary(bytes, type, List.to_tuple(shape))
+  end
+
+  defp ops do
+    f = {:f, 32}
+    s = {:s, 32}
+
+    [
+      {{:dense, %{activation: :gelu}}, [{f, [2, 3]}, {f, [3, 4]}, {f, [4]}, nil]},
+      {{:layer_norm, %{epsilon: 1.0e-5}}, [{f, [2, 3]}, {f, [3]}, {f, [3]}, {f, [2, 3]}]},
+      {{:rms_norm, %{epsilon: 1}}, [{f, [2, 3]}, {f, [3]}]},
+      {{:lstm, %{reverse: true}},
+       [{f, [2, 3, 2]}, {f, [2, 2]}, {f, [2, 2]}, {f, [2, 8]}, {f, [2, 8]}, {f, [8]}, nil]},
+      {{:gru, %{reverse: false}},
+       [{f, [2, 3, 2]}, nil, {f, [2, 6]}, {f, [2, 6]}, {f, [8]}, {{:u, 8}, [2, 3]}]},
+      {{:embedding, %{}}, [{f, [3, 4]}, {s, [2]}]},
+      {{:softmax, %{axis: -1, log: false}}, [{f, [2, 3]}]},
+      {{:argmax, %{axis: 0, keep_axis: true}}, [{{:bf, 16}, [2, 3]}]},
+      {{:sample, %{temperature: 0.5, top_k: 2, top_p: 0.9, seed: 7}}, [{f, [2, 3]}, {s, []}]},
+      {{:unary, %{kind: :exp}}, [{{:f, 16}, [2, 3]}]},
+      {{:binary, %{kind: :pow}}, [{f, [2, 3]}, {f, [3]}]},
+      {{:binary, %{kind: :quotient}}, [{s, [2]}, {s, []}]},
+      {{:select, %{}}, [{{:u, 8}, [2, 3]}, {f, [3]}, {f, [2, 3]}]},
+      {{:cast, %{type: {:s, 64}}}, [{{:f, 64}, [2, 3]}]},
+      {{:reshape, %{shape: [3, 2]}}, [{f, [2, 3]}]},
+      {{:transpose, %{axes: [1, 0]}}, [{f, [2, 3]}]},
+      {{:broadcast, %{shape: [4, 2, 3]}}, [{f, [2, 3]}]},
+      {{:slice, %{starts: [0, 1], lengths: [2, 2], strides: [1, 1], axis: 1, wrap: true}},
+       [{f, [2, 3]}, {s, []}]},
+      {{:put_slice, %{starts: [0, 1], axis: 0, wrap: false}},
+       [{f, [2, 3]}, {f, [2, 2]}, {s, []}]},
+      {{:concatenate, %{axis: 1}}, [{f, [2, 3]}, {f, [2, 2]}]},
+      {{:reduce, %{kind: :mean, axes: [0], keep_axes: false}}, [{f, [2, 3]}]}
+    ]
+  end
+
+  # Now and then with the inputs of another.
+  defp op do
+    {op, specs} = pick(ops())
+    if one_in(5), do: {op, elem(pick(ops()), 1)}, else: {op, specs}
+  end
+
+  defp args(:cuda_count, _), do: []
+  defp args(:open, _), do: [device(), nil]
+
+  defp args(name, _) when name in [:device_info, :synchronize, :trim, :memory_stats],
+    do: [device()]
+
+  defp args(name, _) when name in [:from_binary, :from_binary_dirty] do
+    {type, shape} = spec = pick(for {_, specs} <- ops(), spec <- specs, spec, do: spec)
+    [device(), spec, :rand.bytes(Enum.product(shape) * Nitrox.Element.bytes(type))]
+  end
+
+  defp args(name, world) when name in [:to_binary, :to_binary_dirty],
+    do: [a_tensor(world), pick([nil, 0, 1, 8, 10_000])]
+
+  defp args(name, world) when name in [:copy, :copy_dirty], do: [a_tensor(world), device()]
+
+  # Its own, since the others' would soon be gone.
+  defp args(:deallocate, world) do
+    if one_in(2),
+      do: [ref(Tensor.tensor([1, 2]))],
+      else: [pick([world.dead | world.foreign])]
+  end
+
+  defp args(name, world) when name in [:run, :run_dirty] do
+    {op, specs} = op()
+    [device(), op, Enum.map(specs, &(&1 && world.tensors[&1]))]
+  end
+
+  defp args(:infer, _), do: Tuple.to_list(op())
+  defp args(:explain, _), do: [device() | Tuple.to_list(op())]
+
+  # Every op on parameters and inputs, and a state that is passed on.
+  defp args(:compile, world) do
+    {op, specs} = op()
+
+    {references, {parameters, inputs}} =
+      Enum.map_reduce(specs, {[], []}, fn
+        nil, acc ->
+          {nil, acc}
+
+        spec, {parameters, inputs} ->
+          if one_in(2),
+            do: {{:param, length(parameters)}, {parameters ++ [world.tensors[spec]], inputs}},
+            else: {{:input, length(inputs)}, {parameters, inputs ++ [spec]}}
+      end)
+
+    graph = %{
+      nodes: [%{op: op, inputs: references}, node_on(op)],
+      inputs: inputs,
+      outputs: [{:node, 0, 0}, {:node, 1, 0}],
+      next_state: [{:state, 0}]
+    }
+
+    [device(), graph, parameters, [world.x], {one_in(2), pick([1, 2])}]
+  end
+
+  defp args(name, world) when name in [:program_info, :session_new],
+    do: [pick([world.stateful | world.programs])]
+
+  defp args(name, world) when name in [:program_run, :program_run_dirty],
+    do: [pick(world.programs), feeds(world)]
+
+  defp args(name, world) when name in [:session_step, :session_step_dirty],
+    do: [world.session, feeds(world)]
+
+  defp args(name, world) when name in [:session_snapshot, :session_fork], do: [world.session]
+  defp args(:session_restore, world), do: [world.session, [world.x]]
+  defp args(:wait, world), do: [pick([world.session, world.x | world.foreign])]
+
+  defp args(:weights_open, _) do
+    [
+      pick([
+        weights_path(),
+        "/",
+        "",
+        "/nowhere",
+        weights_path() <> "\0",
+        Path.dirname(__ENV__.file)
+      ])
+    ]
+  end
+
+  defp args(:weights_fetch, world), do: [world.weights, pick(["nothing" | world.names]), device()]
+
+  defp node_on({:unary, _}), do: %{op: {:unary, %{kind: :sqrt}}, inputs: [{:node, 0, 0}]}
+  defp node_on(_), do: %{op: {:unary, %{kind: :negate}}, inputs: [{:node, 0, 0}]}
+
+  defp feeds(world), do: [pick([world.x, :rand.bytes(8)])]
+
+  # A GPU of this number is on no machine: opening one is no call to make ten thousand times.
+  defp device, do: if(one_in(20), do: {:cuda, 4_000_000}, else: :cpu)
+
+  defp a_tensor(world), do: pick([world.dead | Map.values(world.tensors)])
+
+  # -- Arguments that are not -------------------------------------------------------------------
+
+  defp mutate_some([], _), do: []
+
+  defp mutate_some(args, world) do
+    case :rand.uniform(10) do
+      n when n <= 3 -> args
+      n when n <= 7 -> mutate_arg(args, world)
+      n when n <= 9 -> args |> mutate_arg(world) |> mutate_arg(world)
+      _ -> Enum.map(args, fn _ -> junk(world) end)
+    end
+  end
+
+  defp mutate_arg(args, world) do
+    List.update_at(args, :rand.uniform(length(args)) - 1, &mutate(&1, world))
+  end
+
+  # One term somewhere inside, replaced or changed.
+  defp mutate([_ | _] = list, world) do
+    cond do
+      List.improper?(list) -> junk(world)
+      one_in(5) -> mutate_list(list, world)
+      true -> mutate_arg(list, world)
+    end
+  end
+
+  defp mutate(tuple, world) when is_tuple(tuple) and tuple_size(tuple) > 0 do
+    if one_in(8),
+      do: junk(world),
+      else: tuple |> Tuple.to_list() |> mutate_list_or_arg(world) |> List.to_tuple()
+  end
+
+  defp mutate(map, world) when is_map(map) and map_size(map) > 0 do
+    key = pick(Map.keys(map))
+
+    case :rand.uniform(8) do
+      1 -> Map.delete(map, key)
+      2 -> Map.put(map, junk_key(), junk(world))
+      3 -> junk(world)
+      _ -> Map.update!(map, key, &mutate(&1, world))
+    end
+  end
+
+  defp mutate(n, world) when is_integer(n) and abs(n) < 1.0e300 do
+    pick([
+      n + 1,
+      n - 1,
+      -n,
+      n / (abs(n) + 1),
+      2 ** 31,
+      2 ** 62,
+      2 ** 63 - 1,
+      2 ** 64,
+      junk(world)
+    ])
+  end
+
+  defp mutate(binary, world) when is_binary(binary) do
+    size = byte_size(binary)
+
+    case :rand.uniform(4) do
+      1 -> binary_part(binary, 0, :rand.uniform(size + 1) - 1)
+      2 -> binary <> :rand.bytes(:rand.uniform(9))
+      3 when size > 0 -> <<binary::binary-size(size - 1), 1::1>>
+      _ -> junk(world)
+    end
+  end
+
+  defp mutate(_, world), do: junk(world)
+
+  defp mutate_list(list, world) do
+    case :rand.uniform(6) do
+      1 -> tl(list)
+      2 -> list ++ [junk(world)]
+      3 -> list ++ junk(world)
+      4 -> list ++ list
+      5 -> Enum.reverse(list)
+      6 -> Enum.map(list, fn _ -> nil end)
+    end
+  end
+
+  defp mutate_list_or_arg(list, world) do
+    if one_in(6) do
+      Enum.take(list ++ [junk(world)], :rand.uniform(length(list) + 1))
+    else
+      mutate_arg(list, world)
+    end
+  end
+
+  defp junk_key, do: pick([:foo, :"", :ω, "epsilon", 1, nil, {:a}, [], make_ref()])
+
+  defp junk(%{junk: junk} = world) do
+    handles = [world.dead, world.x, world.session, world.stateful, world.weights]
+    own = [handles, world.programs, world.foreign, [self(), make_ref()]]
+    pick(elem(junk, :rand.uniform(tuple_size(junk)) - 1) || pick(own))
+  end
+
+  # By kind, so that each kind is as likely; nil is for what a test's world has.
+  defp junk_kinds do
+    {
+      [0, 1, -1, 8, 64, 2 ** 31, 2 ** 32, 2 ** 63, -(2 ** 63), 2 ** 64, 10 ** 400],
+      [0.0, -0.0, 0.5, 1.0e308, -1.0e308, 5.0e-324],
+      [nil, true, :foo, :"", :ω, :cpu, :dense, :node, :infinity],
+      [String.to_atom(String.duplicate("z", 255)), String.to_atom(String.duplicate("ω", 255))],
+      [
+        "",
+        "dense",
+        <<0>>,
+        <<255, 254>>,
+        <<1::3>>,
+        <<0x7FC00000::32>>,
+        :binary.copy("x", 100_000)
+      ],
+      [[], [1 | 2], [nil], [[[]]], ~c"abc", Enum.to_list(1..1000), deep_list(), [{}]],
+      [{}, {:f, 32}, {:f, 33}, {{:f, 32}, [2]}, {1, 2, 3}, deep_tuple(), {:dense, %{}}],
+      [%{}, %{epsilon: 1}, %{"a" => 1}, Map.new(1..100, &{&1, &1}), 1..2, %Error{}],
+      [&is_atom/1, fn -> 1 end, hd(Port.list())],
+      nil
+    }
+  end
+
+  defp deep_list, do: Enum.reduce(1..10_000, [], fn _, list -> [list] end)
+  defp deep_tuple, do: Enum.reduce(1..10_000, {}, fn _, tuple -> {tuple} end)
+
+  defp one_in(n), do: :rand.uniform(n) == 1
+  defp pick(list), do: Enum.random(list)
+end
