@@ -125,7 +125,11 @@ impl Plan {
         let tiles = (sizes.queries * pack).div_ceil(kernel.rows());
         let (threads, shared, wanted, least) = if kernel == Kernel::Decode {
             // As in the kernel: streams, and the keys of a stream's tile.
-            let streams = [4, 4, 4, 2, 1][(row_bytes / 128).ilog2().min(3) as usize + 1];
+            let streams = match row_bytes {
+                ..=256 => 4,
+                512 => 2,
+                _ => 1,
+            };
             let keys = if row_bytes == 128 { 32 } else { 16 };
             let shared = 16 * row_bytes + streams * 4 * keys * row_bytes;
             let resident = if streams == 4 { 3 } else { 2 };

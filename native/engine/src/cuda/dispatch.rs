@@ -1,6 +1,6 @@
 //! Which family serves which op.
 
-use super::{Context, Module, Props, elementwise, embedding, reduce, sample, shape};
+use super::{Context, Module, Props, attention, elementwise, embedding, reduce, sample, shape};
 use crate::call::Call;
 use crate::device::Explanation;
 use crate::error::{Error, Result};
@@ -26,6 +26,7 @@ macro_rules! family {
             op @ (Op::Softmax(_) | Op::Argmax(_) | Op::Reduce(_)) => {
                 reduce::$function($first, op, $last)
             }
+            Op::FlashAttention(op) => attention::$function($first, op, $last),
             Op::Sample(op) => sample::$function($first, op, $last),
             Op::Embedding(op) => embedding::$function($first, op, $last),
             op => Err(Error::unsupported(op.name(), "no CUDA kernel yet")),
@@ -47,6 +48,7 @@ pub fn modules(props: &Props, op: &Op, inputs: Inputs) -> Result<Vec<Module>> {
 pub fn workspace(props: &Props, op: &Op, inputs: Inputs) -> Result<usize> {
     match op {
         Op::Reduce(_) => reduce::workspace(props, op, inputs),
+        Op::FlashAttention(op) => attention::workspace(props, op, inputs),
         _ => Ok(0),
     }
 }
@@ -61,6 +63,7 @@ pub unsafe fn launch(cx: &Context, call: &Call) -> Result<()> {
 /// Every module of every family.
 pub fn all_modules() -> Vec<Module> {
     [
+        attention::all_modules(),
         elementwise::all_modules(),
         shape::all_modules(),
         reduce::all_modules(),

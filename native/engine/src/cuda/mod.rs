@@ -1,6 +1,7 @@
 //! The CUDA device. Every library is opened at run time: a machine without them loads Nitrox all
 //! the same and is told what was looked for.
 
+mod attention;
 pub mod cache;
 mod dispatch;
 mod driver;
