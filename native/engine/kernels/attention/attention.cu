@@ -83,7 +83,9 @@ template <int MT, bool FULL> __device__ __forceinline__ void forward(const Param
         copy_commit();
 
         const s32 row = my_row + (lane >> 2), column = key + (lane & 3) * 2;
-        const bool inside = key >= from_last.low && key + TILE <= from_first.high;
+        // A row past the end sees nothing, which matters where more is read than keys and values.
+        const bool inside = key >= from_last.low && key + TILE <= from_first.high &&
+                            (!FULL || at.row + ROWS <= at.rows);
         if (FULL)
             modify(s, p, at, row, column, inside);
         else if (!inside)

@@ -99,28 +99,33 @@ struct Row {
 template <int HD, int ROWS, int THREADS>
 __device__ __forceinline__ void load_rows(u32 to, const T* from, s64 stride, s32 first, s32 end,
                                           int d, bool whole, const u8* mask, int thread) {
-    constexpr int C = CHUNKS<T, HD>, STEP = THREADS / C;
-    static_assert(ROWS % STEP == 0 && THREADS % C == 0, "threads share the chunks evenly");
-    const s32 row = thread / C, chunk = thread % C;
+    constexpr int C = CHUNKS<T, HD>, ACROSS = C < THREADS ? C : THREADS, STEP = THREADS / ACROSS;
+    static_assert(ROWS % STEP == 0 && C % ACROSS == 0, "threads share the chunks evenly");
+    const s32 row = thread / ACROSS, own = thread % ACROSS;
     if (mask) mask += first;
     from += first * stride;
     end -= first;
     if (whole) {
-        const T* source = from + row * stride + chunk * PER_CHUNK<T>;
-        if (chunk * PER_CHUNK<T> >= d) end = 0;
 #pragma unroll
-        for (int i = 0; i < ROWS / STEP; ++i) {
-            bool valid = row + i * STEP < end;
-            if (mask) valid = valid && mask[row + i * STEP] != 0;
-            // Where a step is a multiple of eight rows, the chunk's place in them is the same.
-            const u32 at = STEP % 8 == 0 ? chunk_at<T, HD>(row, chunk) + i * STEP * HD * (int)sizeof(T)
-                                         : chunk_at<T, HD>(row + i * STEP, chunk);
-            copy_async(to + at, source, valid);
-            source += STEP * stride;
+        for (int chunk = own; chunk < own + C; chunk += ACROSS) {
+            const T* source = from + row * stride + chunk * PER_CHUNK<T>;
+            const s32 last = chunk * PER_CHUNK<T> < d ? end : 0;
+#pragma unroll
+            for (int i = 0; i < ROWS / STEP; ++i) {
+                bool valid = row + i * STEP < last;
+                if (mask) valid = valid && mask[row + i * STEP] != 0;
+                // Where a step is a multiple of eight rows, the chunk's place in them is the same.
+                const u32 at = STEP % 8 == 0
+                                   ? chunk_at<T, HD>(row, chunk) + i * STEP * HD * (int)sizeof(T)
+                                   : chunk_at<T, HD>(row + i * STEP, chunk);
+                copy_async(to + at, source, valid);
+                source += STEP * stride;
+            }
         }
     } else {
 #pragma unroll 1
-        for (int r = row; r < ROWS; r += STEP) {
+        for (int i = thread; i < ROWS * C; i += THREADS) {
+            const s32 r = i / C, chunk = i % C;
             const bool valid = r < end && (!mask || mask[r] != 0);
             copy_elements(to + chunk_at<T, HD>(r, chunk), from + r * stride, chunk, d, valid);
         }

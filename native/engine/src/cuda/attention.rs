@@ -108,6 +108,7 @@ impl Plan {
         } else if !plain {
             Kernel::Full
         } else if padded < 256
+            && sizes.queries > 64
             && 2 * sizes.batch * sizes.heads * sizes.queries.div_ceil(128) >= 3 * sms
         {
             Kernel::Wide
@@ -141,7 +142,7 @@ impl Plan {
                 _ => 16,
             };
             let keys = if kernel == Kernel::Full { keys.min(32) } else { keys };
-            (THREADS, (kernel.rows() + 2 * keys) * row_bytes, sms * 2, keys * 4)
+            (THREADS, (kernel.rows() + 2 * keys) * row_bytes, sms, keys * 8)
         };
         // A second launch puts splits together: only where many multiprocessors are idle.
         let blocks = (units * tiles).max(1);
