@@ -132,6 +132,54 @@ defmodule Nitrox.Device do
   @spec memory_stats(t()) :: stats()
   def memory_stats(device \\ default()), do: Native.call(:memory_stats, [device])
 
+  @typedoc """
+  A kernel that is compiled: its name, how many there are so far and in all, the time it took, and
+  whether it compiled.
+  """
+  @type progress :: %{
+          name: String.t(),
+          done: pos_integer(),
+          total: pos_integer(),
+          microseconds: non_neg_integer(),
+          ok?: boolean()
+        }
+
+  @doc """
+  Compiles all kernels for a GPU and keeps them on disk, so that nothing has to be compiled later.
+  `progress` is called after each.
+
+  On the CPU there is nothing to do.
+  """
+  @spec warmup(t(), (progress() -> any())) :: :ok
+  def warmup(device \\ default(), progress \\ fn _ -> :ok end) do
+    open(device)
+    parent = self()
+
+    task =
+      Task.async(fn ->
+        try do
+          Native.call(:warmup, [device, parent])
+        rescue
+          error in Error -> error
+        end
+      end)
+
+    watch(task.ref, progress)
+  end
+
+  defp watch(ref, progress) do
+    receive do
+      {:nitrox_warmup, name, done, total, microseconds, ok?} ->
+        progress.(%{name: name, done: done, total: total, microseconds: microseconds, ok?: ok?})
+        watch(ref, progress)
+
+      # From the process that sent all of those, and so after them.
+      {^ref, result} ->
+        Process.demonitor(ref, [:flush])
+        if result == :ok, do: :ok, else: raise(result)
+    end
+  end
+
   @doc """
   Gives memory that is reserved and not used back to the system.
   """

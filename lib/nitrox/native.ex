@@ -10,11 +10,13 @@ defmodule Nitrox.Native do
   alias Nitrox.{Error, Telemetry}
 
   @on_load :load
+  @unloaded {__MODULE__, :unloaded}
 
   @nifs [
     open: 2,
     cuda_count: 0,
     device_info: 1,
+    warmup: 2,
     synchronize: 1,
     trim: 1,
     memory_stats: 1,
@@ -59,7 +61,9 @@ defmodule Nitrox.Native do
     path = :filename.join(:code.priv_dir(:nitrox), ~c"native/libnitrox_nif")
 
     with {:error, {_, text}} <- :erlang.load_nif(path, 0) do
-      :persistent_term.put({__MODULE__, :unloaded}, "#{path}: #{text}")
+      message = "the library of Nitrox could not be loaded: #{path}: #{text}"
+      hint = "build it with `mix compile`, on the machine it is to run on"
+      :persistent_term.put(@unloaded, {:error, {:unavailable, nil, message, hint}})
     end
 
     :ok
@@ -68,16 +72,8 @@ defmodule Nitrox.Native do
   for {name, arity} <- @nifs do
     @doc false
     def unquote(name)(unquote_splicing(Macro.generate_unique_arguments(arity, __MODULE__))) do
-      unloaded()
+      :persistent_term.get(@unloaded)
     end
-  end
-
-  defp unloaded do
-    {:error,
-     {:unavailable, nil,
-      "the library of Nitrox could not be loaded: " <>
-        :persistent_term.get({__MODULE__, :unloaded}, "no reason was given"),
-      "build it with `mix compile`, on the machine it is to run on"}}
   end
 
   @doc """

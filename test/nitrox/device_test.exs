@@ -45,6 +45,22 @@ defmodule Nitrox.DeviceTest do
     end
   end
 
+  test "warming up: nothing on the CPU, an error where there is no device" do
+    assert Device.warmup(:cpu, fn _ -> flunk("nothing is compiled") end) == :ok
+    assert_raise Error, ~r/not available/, fn -> Device.warmup({:cuda, 4_000_000}) end
+    refute_received _
+  end
+
+  @tag :cuda
+  test "warming up a GPU counts its kernels" do
+    parent = self()
+    assert Device.warmup({:cuda, 0}, &send(parent, {:progress, &1})) == :ok
+    assert_received {:progress, %{done: 1, total: total, ok?: true, name: name}}
+    assert name =~ ".cu"
+    for n <- 2..total//1, do: assert_received({:progress, %{done: ^n, total: ^total, ok?: true}})
+    refute_received _
+  end
+
   test "memory statistics" do
     tensor = Tensor.tensor(List.duplicate(1.0, 1000))
     stats = Device.memory_stats(:cpu)

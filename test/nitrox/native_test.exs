@@ -24,12 +24,12 @@ defmodule Nitrox.NativeTest do
       # Its heap is of some words: by itself this process never collects.
       holder =
         spawn_link(fn ->
-          for _ <- 1..5, do: chunk()
-          send(parent, :full)
+          chunks = for _ <- 1..5, do: chunk()
+          send(parent, {:full, length(chunks)})
           receive do: (:stop -> :ok)
         end)
 
-      assert_receive :full, 30_000
+      assert_receive {:full, 5}, 30_000
       assert Device.memory_stats(:cpu).in_use >= 5 * @chunk
 
       # No room for it, but for the collection.

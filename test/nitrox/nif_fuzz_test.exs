@@ -216,6 +216,9 @@ defmodule Nitrox.NifFuzzTest do
   defp args(name, _) when name in [:device_info, :synchronize, :trim, :memory_stats],
     do: [device()]
 
+  # A GPU's kernels would take minutes.
+  defp args(:warmup, _), do: [pick([:cpu, {:cuda, 4_000_000}]), self()]
+
   defp args(name, _) when name in [:from_binary, :from_binary_dirty] do
     {type, shape} = spec = pick(for {_, specs} <- ops(), spec <- specs, spec, do: spec)
     [device(), spec, :rand.bytes(Enum.product(shape) * Nitrox.Element.bytes(type))]

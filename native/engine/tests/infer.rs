@@ -486,7 +486,7 @@ fn messages_name_expected_and_got() {
         let inputs: Vec<_> = inputs.iter().map(Some).collect();
         let e = infer(&op, &inputs).unwrap_err();
         assert_eq!(e.reason(), reason, "{op:?}: {e}");
-        assert_eq!(e.op().is_some_and(|o| o == op.name() || o == "tensor"), true, "{e:?}");
+        assert!(e.op().is_some_and(|o| o == op.name() || o == "tensor"), "{e:?}");
         let text = e.to_string();
         for part in parts {
             assert!(text.contains(part), "{part:?} is not in: {text}");

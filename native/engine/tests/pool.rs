@@ -45,7 +45,7 @@ struct Shared(Arc<Mock>);
 impl Source for Shared {
     fn allocate(&self, bytes: usize) -> Result<Option<u64>> {
         let mock = &self.0;
-        assert!(bytes > 0 && bytes % ALIGNMENT == 0, "a segment of {bytes} bytes");
+        assert!(bytes > 0 && bytes.is_multiple_of(ALIGNMENT), "a segment of {bytes} bytes");
         mock.calls.fetch_add(1, Ordering::Relaxed);
         if mock.broken.load(Ordering::Relaxed) {
             return Err(Error::Driver { call: "allocate", message: "broken".into() });

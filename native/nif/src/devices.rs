@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError, RwLock};
 use nitrox_engine::cuda::Cuda;
 use nitrox_engine::device::Id;
 use nitrox_engine::{Device, Error};
-use rustler::{Atom, Encoder, Env, Term};
+use rustler::{Atom, Encoder, Env, LocalPid, Term};
 
 use crate::answer::{Answer, Instead};
 use crate::term::{DecodeError, decode};
@@ -16,7 +16,7 @@ static OPENING: Mutex<()> = Mutex::new(());
 
 mod atoms {
     rustler::atoms! {
-        ok, nil, cpu, in_use, peak, reserved, allocations, total_allocations, segments,
+        ok, nil, cpu, nitrox_warmup, in_use, peak, reserved, allocations, total_allocations, segments,
         largest_free, fragmentation, limit
     }
 }
@@ -77,6 +77,31 @@ pub fn device_info<'a>(env: Env<'a>, device: Term<'a>) -> Answer<Term<'a>> {
             (props.name.as_str(), props.memory, (props.major, props.minor)).encode(env)
         }
     })
+}
+
+/// Compiles and loads all kernels, and sends `{:nitrox_warmup, what, done, total, µs, ok?}` to `pid`
+/// after each. The CPU has none.
+pub fn warmup<'a>(env: Env<'a>, device: Term<'a>, pid: Term<'a>) -> Answer<Term<'a>> {
+    let device = get(device)?;
+    let Ok(pid) = pid.decode::<LocalPid>() else {
+        return Err(DecodeError::expected("a pid", pid).of("progress").into());
+    };
+    if let Device::Cuda(cuda) = device {
+        cuda.warmup(|p| {
+            let micros = u64::try_from(p.took.as_micros()).unwrap_or(u64::MAX);
+            let message = (
+                atoms::nitrox_warmup(),
+                p.module.to_string(),
+                p.done,
+                p.total,
+                micros,
+                p.result.is_ok(),
+            );
+            // The receiver may be gone, and the kernels are wanted all the same.
+            let _ = env.send(&pid, message);
+        })?;
+    }
+    Ok(atoms::ok().to_term(env))
 }
 
 pub fn synchronize<'a>(env: Env<'a>, device: Term<'a>) -> Answer<Term<'a>> {

@@ -30,6 +30,7 @@ nifs! {
     "DirtyIo" open(device, memory_limit) => devices::open;
     "DirtyIo" cuda_count() => devices::cuda_count;
     "Normal" device_info(device) => devices::device_info;
+    "DirtyIo" warmup(device, pid) => devices::warmup;
     "DirtyIo" synchronize(device) => devices::synchronize;
     "DirtyIo" trim(device) => devices::trim;
     "Normal" memory_stats(device) => devices::memory_stats;

@@ -56,16 +56,16 @@ template <int MT, bool FULL> __device__ __forceinline__ void forward(const Param
     if (tiles.low < tiles.high) {
         load_queries<HD, ROWS, THREADS>(q, p, at, whole, thread);
         load_rows<HD, TILE, THREADS>(k, keys, stride, tiles.low * TILE, at.keys, p.d, whole, nullptr, thread);
-        copy_commit();
+        copy_async_commit();
     }
     // The values of a tile arrive under its scores, the next tile's keys under the softmax and the
     // product with the values: each has one buffer.
     for (s32 tile = tiles.low; tile < tiles.high; ++tile) {
         const s32 key = tile * TILE;
-        copy_wait<0>();
+        copy_async_wait<0>();
         __syncthreads();
         load_rows<HD, TILE, THREADS>(v, values, stride, key, at.keys, p.d, whole, mask, thread);
-        copy_commit();
+        copy_async_commit();
 
         f32 s[MT][NT][4];
 #pragma unroll
@@ -76,11 +76,11 @@ template <int MT, bool FULL> __device__ __forceinline__ void forward(const Param
                 for (int c = 0; c < 4; ++c) s[m][n][c] = 0.0f;
         scores_of<T, HD, MT, NT>(s, q + my_row * ROW_BYTES, k, lane);
 
-        copy_wait<0>();
+        copy_async_wait<0>();
         __syncthreads();
         if (tile + 1 < tiles.high)
             load_rows<HD, TILE, THREADS>(k, keys, stride, key + TILE, at.keys, p.d, whole, nullptr, thread);
-        copy_commit();
+        copy_async_commit();
 
         const s32 row = my_row + (lane >> 2), column = key + (lane & 3) * 2;
         // A row past the end sees nothing, which matters where more is read than keys and values.
@@ -147,15 +147,15 @@ extern "C" __global__ void __launch_bounds__(STREAMS * 32, STREAMS == 4 ? 3 : 2)
     };
     load_queries<HD, 16, STREAMS * 32>(q, p, at, whole, thread);
     if (tiles.low + warp < tiles.high) load(tiles.low + warp, 0);
-    copy_commit();
-    copy_wait<0>();
+    copy_async_commit();
+    copy_async_wait<0>();
     __syncthreads();  // for q
     int buffer = 0;
     for (s32 tile = tiles.low + warp; tile < tiles.high; tile += STREAMS) {
         __syncwarp();  // all lanes are done with the other buffer
         if (tile + STREAMS < tiles.high) load(tile + STREAMS, buffer ^ 1);
-        copy_commit();
-        copy_wait<1>();
+        copy_async_commit();
+        copy_async_wait<1>();
         __syncwarp();
         const u32 k = buffers + buffer * STREAM_BYTES * 2;
         f32 s[1][NT][4];
@@ -174,7 +174,7 @@ extern "C" __global__ void __launch_bounds__(STREAMS * 32, STREAMS == 4 ? 3 : 2)
     // The warps' parts, brought to one top and added in the warps' order.
     __shared__ f32 tops[STREAMS][16], sums[STREAMS][16];
     f32* parts = (f32*)shared;
-    copy_wait<0>();
+    copy_async_wait<0>();
     if ((lane & 3) == 0)
         for (int r = 0; r < 2; ++r) {
             const int row = r * 8 + (lane >> 2);

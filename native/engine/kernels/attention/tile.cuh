@@ -4,32 +4,15 @@
 // bytes. Chunk c of row r lies at c ^ (r & 7), so that eight rows read at the same chunk touch
 // all the banks: every access below is free of conflicts.
 #pragma once
-#include "common/types.cuh"
+#include "common/mma.cuh"
 
 // Elements and 16-byte chunks of a row.
 template <class S> constexpr int PER_CHUNK = 16 / (int)sizeof(S);
 template <class S, int HD> constexpr int CHUNKS = HD / PER_CHUNK<S>;
 
-__device__ __forceinline__ u32 shared_address(const void* p) {
-    return (u32)__cvta_generic_to_shared(p);
-}
-
 // The byte offset of a chunk in a tile.
 template <class S, int HD> __device__ __forceinline__ u32 chunk_at(int row, int chunk) {
     return (u32)(row * CHUNKS<S, HD> + (chunk ^ (row & 7))) * 16;
-}
-
-// Copies 16 bytes without a register, or writes zeros where `valid` is false.
-__device__ __forceinline__ void copy_async(u32 to, const void* from, bool valid) {
-    const u64 global = (u64)__cvta_generic_to_global(from);
-    const int bytes = valid ? 16 : 0;
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(bytes)
-                 : "memory");
-}
-__device__ __forceinline__ void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// Waits until at most N of the last groups are under way.
-template <int N> __device__ __forceinline__ void copy_wait() {
-    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
 // One chunk of a row of `d` elements that need not be aligned: zeros past its end, and all zeros
@@ -48,51 +31,30 @@ __device__ __forceinline__ void copy_elements(u32 to, const S* row, int chunk, i
     }
 }
 
-struct Quad { u32 at[4]; };
-
-__device__ __forceinline__ Quad load_matrices(u32 address) {
-    Quad m;
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(m.at[0]), "=r"(m.at[1]), "=r"(m.at[2]), "=r"(m.at[3])
-                 : "r"(address));
-    return m;
-}
-__device__ __forceinline__ Quad load_matrices_transposed(u32 address) {
-    Quad m;
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(m.at[0]), "=r"(m.at[1]), "=r"(m.at[2]), "=r"(m.at[3])
-                 : "r"(address));
-    return m;
-}
-
 // acc += a * b for 16 rows, 8 columns and one step: 32 bytes of the summed axis. Accumulators hold
 // (row, 2t), (row, 2t + 1), (row + 8, 2t), (row + 8, 2t + 1) for row = lane / 4, t = lane % 4.
-template <class S> struct Mma;
+template <class S> struct Mma {
+    struct A { u32 at[4]; };
+    struct B { u32 at[2]; };
+    static __device__ __forceinline__ A left(const u32 (&m)[4]) { return A{{m[0], m[1], m[2], m[3]}}; }
+    static __device__ __forceinline__ B right(u32 x, u32 y) { return B{{x, y}}; }
+    static __device__ __forceinline__ void multiply(f32 (&c)[4], const A& a, const B& b) {
+        mma<S>(c, a.at, b.at[0], b.at[1]);
+    }
+};
 
-#define MMA16(TYPE, PTX)                                                                          \
-    template <> struct Mma<TYPE> {                                                                \
-        struct A { u32 at[4]; };                                                                  \
-        struct B { u32 at[2]; };                                                                  \
-        static __device__ __forceinline__ A left(const Quad& m) {                                 \
-            return A{{m.at[0], m.at[1], m.at[2], m.at[3]}};                                       \
-        }                                                                                         \
-        static __device__ __forceinline__ B right(u32 x, u32 y) { return B{{x, y}}; }             \
-        static __device__ __forceinline__ u32 pack(f32 low, f32 high) {                           \
-            u32 r;                                                                                \
-            asm("cvt.rn." PTX "x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));              \
-            return r;                                                                             \
-        }                                                                                         \
-        static __device__ __forceinline__ void multiply(f32 (&c)[4], const A& a, const B& b) {    \
-            asm("mma.sync.aligned.m16n8k16.row.col.f32." PTX "." PTX                     \
-                         ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"   \
-                         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                         \
-                         : "r"(a.at[0]), "r"(a.at[1]), "r"(a.at[2]), "r"(a.at[3]), "r"(b.at[0]),  \
-                           "r"(b.at[1]));                                                         \
-        }                                                                                         \
-    };
-MMA16(bf16, "bf16")
-MMA16(f16, "f16")
-#undef MMA16
+// Two values of a 16-bit type in one register.
+template <class S> __device__ __forceinline__ u32 pack(f32 low, f32 high);
+template <> __device__ __forceinline__ u32 pack<bf16>(f32 low, f32 high) {
+    u32 r;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+    return r;
+}
+template <> __device__ __forceinline__ u32 pack<f16>(f32 low, f32 high) {
+    u32 r;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+    return r;
+}
 
 // f32 as the sum of two TF32 numbers: three products give 21 bits and more of every factor.
 template <> struct Mma<f32> {
@@ -104,10 +66,10 @@ template <> struct Mma<f32> {
         high = (x + 0x1000u) & 0xffffe000u;
         low = __float_as_uint(__uint_as_float(x) - __uint_as_float(high));
     }
-    static __device__ __forceinline__ A left(const Quad& m) {
+    static __device__ __forceinline__ A left(const u32 (&m)[4]) {
         A a;
 #pragma unroll
-        for (int i = 0; i < 4; ++i) split(m.at[i], a.high[i], a.low[i]);
+        for (int i = 0; i < 4; ++i) split(m[i], a.high[i], a.low[i]);
         return a;
     }
     static __device__ __forceinline__ B right(u32 x, u32 y) {
@@ -142,12 +104,16 @@ __device__ __forceinline__ void scores_of(f32 (&s)[MT][NT][4], u32 q, u32 k, int
     for (int step = 0; step < CHUNKS<S, HD> / 2; ++step) {
         typename Mma<S>::A a[MT];
 #pragma unroll
-        for (int m = 0; m < MT; ++m)
-            a[m] = Mma<S>::left(load_matrices((left ^ (step * 32)) + m * 16 * ROW));
+        for (int m = 0; m < MT; ++m) {
+            u32 x[4];
+            load_matrices(x, (left ^ (step * 32)) + m * 16 * ROW);
+            a[m] = Mma<S>::left(x);
+        }
 #pragma unroll
         for (int n = 0; n < NT; n += 2) {
-            const Quad b = load_matrices((right ^ (step * 32)) + n * 8 * ROW);
-            const auto b0 = Mma<S>::right(b.at[0], b.at[1]), b1 = Mma<S>::right(b.at[2], b.at[3]);
+            u32 x[4];
+            load_matrices(x, (right ^ (step * 32)) + n * 8 * ROW);
+            const auto b0 = Mma<S>::right(x[0], x[1]), b1 = Mma<S>::right(x[2], x[3]);
 #pragma unroll
             for (int m = 0; m < MT; ++m) {
                 Mma<S>::multiply(s[m][n], a[m], b0);
@@ -171,13 +137,14 @@ template <class S, int HD, int MT, int NT> struct Values {
             for (int m = 0; m < MT; ++m) {
                 const f32(&x)[4] = p[m][step * 2];
                 const f32(&y)[4] = p[m][step * 2 + 1];
-                a[m] = typename Mma<S>::A{{Mma<S>::pack(x[0], x[1]), Mma<S>::pack(x[2], x[3]),
-                                           Mma<S>::pack(y[0], y[1]), Mma<S>::pack(y[2], y[3])}};
+                a[m] = typename Mma<S>::A{{pack<S>(x[0], x[1]), pack<S>(x[2], x[3]),
+                                           pack<S>(y[0], y[1]), pack<S>(y[2], y[3])}};
             }
 #pragma unroll
             for (int n = 0; n < HD / 8; n += 2) {
-                const Quad b = load_matrices_transposed((right ^ (n * 16)) + step * 16 * ROW);
-                const auto b0 = Mma<S>::right(b.at[0], b.at[1]), b1 = Mma<S>::right(b.at[2], b.at[3]);
+                u32 x[4];
+                load_matrices_transposed(x, (right ^ (n * 16)) + step * 16 * ROW);
+                const auto b0 = Mma<S>::right(x[0], x[1]), b1 = Mma<S>::right(x[2], x[3]);
 #pragma unroll
                 for (int m = 0; m < MT; ++m) {
                     Mma<S>::multiply(o[m][n], a[m], b0);
@@ -206,8 +173,9 @@ template <int HD, int MT, int NT> struct Values<f32, HD, MT, NT> {
 #pragma unroll
             for (int m = 0; m < MT; ++m) {
                 const f32(&x)[4] = p[m][step];
-                a[m] = Mma<f32>::left(Quad{{__float_as_uint(x[0]), __float_as_uint(x[2]),
-                                            __float_as_uint(x[1]), __float_as_uint(x[3])}});
+                const u32 bits[4] = {__float_as_uint(x[0]), __float_as_uint(x[2]),
+                                     __float_as_uint(x[1]), __float_as_uint(x[3])};
+                a[m] = Mma<f32>::left(bits);
             }
 #pragma unroll
             for (int n = 0; n < HD / 8; ++n) {

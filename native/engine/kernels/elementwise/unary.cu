@@ -15,6 +15,12 @@ enum Kind : u32 {
 typedef Math<T> C;
 constexpr int V = 16 / sizeof(T);
 
+// By the exponential that is at most 1, so that no digit is lost to an overflow.
+template <class F> __device__ __forceinline__ F sigmoid(F x) {
+    F e = exp(-fabs(x));
+    return (x < 0 ? e : (F)1) / ((F)1 + e);
+}
+
 // Not inlined: one copy of the long functions instead of one for each element of a pack.
 template <class F> __device__ __noinline__ F function(u32 kind, F x) {
     switch (kind) {
@@ -29,14 +35,14 @@ template <class F> __device__ __noinline__ F function(u32 kind, F x) {
         case COS: return cos(x);
         case TANH: return tanh(x);
         case ERF: return erf(x);
-        case SIGMOID: return (F)1 / ((F)1 + exp(-x));
-        case SILU: return x / ((F)1 + exp(-x));
+        case SIGMOID: return sigmoid(x);
+        case SILU: return x * sigmoid(x);
         // By erfc, which keeps its digits where 1 + erf would lose them.
         case GELU: return (F)0.5 * x * erfc(x * (F)-0.70710678118654752440);
         // (1 + tanh u) / 2 is the sigmoid of 2u.
         case GELU_TANH: {
             F u = (F)0.79788456080286535588 * (x + (F)0.044715 * x * x * x);
-            return x / ((F)1 + exp((F)-2 * u));
+            return x * sigmoid((F)2 * u);
         }
         case SOFTPLUS: return (x > 0 ? x : (F)0) + log1p(exp(-fabs(x)));
     }

@@ -6,7 +6,8 @@ typedef Acc<T> A;
 constexpr int V = 16 / sizeof(T);
 
 // Rows that lie in one piece, a group of lanes a row.
-extern "C" __global__ void argmax_rows(const T* x, s32* y, u64 rows, u64 n, u32 lanes) {
+extern "C" __global__ void __launch_bounds__(512, 2) argmax_rows(
+    const T* x, s32* y, u64 rows, u64 n, u32 lanes) {
     __shared__ Best<A> shared[MAX_THREADS / 32];
     Lanes l(lanes);
     u64 row = (u64)blockIdx.x * l.groups + l.group;
@@ -26,7 +27,7 @@ extern "C" __global__ void argmax_rows(const T* x, s32* y, u64 rows, u64 n, u32 
                     best = better(best, Best<A>{load(p[k].at[i]), (s32)(at + k * gap + i)});
         },
         [&](u64 i) { best = better(best, Best<A>{load(x[i]), (s32)i}); });
-    best = across(l, best, shared, better);
+    best = join_lanes(l, best, shared, better);
     if (live && l.lane == 0) y[row] = best.at;
 }
 
@@ -42,6 +43,6 @@ extern "C" __global__ void argmax_columns(const T* x, s32* y, const __grid_const
         for (u64 k = l.ty; k < c.n; k += l.down)
             best = better(best, Best<A>{load(p[k * c.inner]), (s32)k});
     }
-    best = down(l, best, shared, better);
+    best = join_column(l, best, shared, better);
     if (l.ty == 0 && l.column < c.inner) y[l.outer * c.inner + l.column] = best.at;
 }

@@ -15,7 +15,7 @@ struct Lanes {
 // The value of all lanes of the caller's group joined, on each of them. All threads take part.
 // The order is fixed, so the same input gives the same bits.
 template <class A, class F>
-__device__ __forceinline__ A across(const Lanes& l, A value, A* shared, F join) {
+__device__ __forceinline__ A join_lanes(const Lanes& l, A value, A* shared, F join) {
     for (u32 d = 1; d < (l.lanes < 32 ? l.lanes : 32); d *= 2)
         value = join(value, value.shuffle(d));
     if (l.lanes > 32) {
@@ -30,7 +30,7 @@ __device__ __forceinline__ A across(const Lanes& l, A value, A* shared, F join) 
     return value;
 }
 
-// One number as a value of `across`.
+// One number as a value of `join_lanes`.
 template <class N> struct Number {
     N at;
     __device__ __forceinline__ Number shuffle(u32 d) const {
@@ -86,7 +86,7 @@ struct Column {
 // The values of all threads of a column joined, on each of them, in a fixed order. All threads
 // take part; they lie a power of two down.
 template <class A, class F>
-__device__ __forceinline__ A down(const Column& l, A value, A* shared, F join) {
+__device__ __forceinline__ A join_column(const Column& l, A value, A* shared, F join) {
     shared[threadIdx.x] = value;
     for (u32 d = l.down / 2; d > 0; d /= 2) {
         __syncthreads();

@@ -127,7 +127,7 @@ __device__ __forceinline__ void rows(Op op, const S* x, const Rows& r, const Tar
         u64 n = from >= r.n ? 0 : r.n - from < r.chunk ? r.n - from : r.chunk;
         value = fold(op, x + row * r.n + from, n, l);
     }
-    value = across(l, Number<A>{value}, shared, Joined<Op>{op}).at;
+    value = join_lanes(l, Number<A>{value}, shared, Joined<Op>{op}).at;
     if (row < r.rows && l.lane == 0) write(t, at, value);
 }
 
@@ -141,7 +141,7 @@ __device__ __forceinline__ void columns(Op op, const S* x, const Columns& c, con
     if (l.column < c.inner) {
         const S* p = x + l.outer * c.n * c.inner + l.column;
         u64 k = from + l.ty;
-        for (; k + 7 * (u64)l.down < to; k += 8 * (u64)l.down) {
+        for (; 7 * (u64)l.down + k < to; k += 8 * (u64)l.down) {
             A v[8];
 #pragma unroll
             for (int u = 0; u < 8; ++u) v[u] = load(p[(k + u * l.down) * c.inner]);
@@ -153,7 +153,7 @@ __device__ __forceinline__ void columns(Op op, const S* x, const Columns& c, con
         }
         for (; k < to; k += l.down) total = op.join(total, load(p[k * c.inner]));
     }
-    total = down(l, total, shared, [op](A a, A b) { return op.join(a, b); });
+    total = join_column(l, total, shared, [op](A a, A b) { return op.join(a, b); });
     if (l.ty == 0 && l.column < c.inner)
         write(t, (l.outer * c.parts.by + l.part) * c.inner + l.column, total);
 }
@@ -176,11 +176,11 @@ __device__ __forceinline__ void strided(
         }
         total = op.join(total, part);
     }
-    total = across(l, Number<A>{total}, shared, Joined<Any>{op}).at;
+    total = join_lanes(l, Number<A>{total}, shared, Joined<Any>{op}).at;
     if (l.lane == 0) write(t, blockIdx.x, total);
 }
 
-extern "C" __global__ void reduce_rows(
+extern "C" __global__ void __launch_bounds__(512, 2) reduce_rows(
     const T* x, const __grid_constant__ Rows r, const __grid_constant__ Target t) {
     switch (t.kind) {
         case PRODUCT: rows(Product(), x, r, t); break;
@@ -201,7 +201,7 @@ extern "C" __global__ void reduce_columns(
 }
 
 // The second passes: what the first left of each row or column.
-extern "C" __global__ void join_rows(
+extern "C" __global__ void __launch_bounds__(512, 2) join_rows(
     const A* x, const __grid_constant__ Rows r, const __grid_constant__ Target t) {
     rows(Any{t.kind}, x, r, t);
 }

@@ -47,7 +47,7 @@ struct Finish {
 };
 
 // Rows that lie in one piece, a group of lanes a row.
-extern "C" __global__ void softmax_rows(
+extern "C" __global__ void __launch_bounds__(512, 2) softmax_rows(
     const T* x, T* y, u64 rows, u64 n, u32 lanes, u32 log) {
     __shared__ Soft shared[MAX_THREADS / 32];
     Lanes l(lanes);
@@ -70,7 +70,7 @@ extern "C" __global__ void softmax_rows(
             f32 v[1] = {load(x[i])};
             add(s, v);
         });
-    s = across(l, s, shared, join);
+    s = join_lanes(l, s, shared, join);
     Finish finish(s, log);
     sweep(
         x, n, l.lane, l.lanes,
@@ -96,7 +96,7 @@ extern "C" __global__ void softmax_columns(
     Soft s = nothing();
     if (live) {
         u64 k = l.ty;
-        for (; k + 3 * (u64)l.down < c.n; k += 4 * (u64)l.down) {
+        for (; 3 * (u64)l.down + k < c.n; k += 4 * (u64)l.down) {
             f32 v[4];
 #pragma unroll
             for (int u = 0; u < 4; ++u) v[u] = load(x[base + (k + u * l.down) * c.inner]);
@@ -107,7 +107,7 @@ extern "C" __global__ void softmax_columns(
             add(s, v);
         }
     }
-    s = down(l, s, shared, join);
+    s = join_column(l, s, shared, join);
     Finish finish(s, log);
     if (!live) return;
     for (u64 k = l.ty; k < c.n; k += l.down) {

@@ -2,7 +2,7 @@
 //! computed in, so that one vectorised loop serves every layout of the operands.
 
 use super::arithmetic::{Arithmetic, Unary};
-use super::numeric::{BLOCK, Convert, Element, convert, with_type};
+use super::numeric::{BLOCK, Convert, Element, Network, convert, with_network, with_type};
 use super::shape::broadcast_strides;
 use super::simd::{Isa, dispatch};
 use super::threads;
@@ -83,6 +83,15 @@ pub(super) unsafe fn execute(call: &Call) -> Result<()> {
     let ns = cost(call.op, x.spec.dtype, out.spec.len());
     // SAFETY (of all the views below): the caller's promise; `infer` has checked types and shapes.
     match call.op {
+        Op::Cast(_) if x.spec.dtype.is_network() && out.spec.dtype.is_network() => {
+            with_network!(x.spec.dtype, S => with_network!(out.spec.dtype, D => {
+                // SAFETY: as above.
+                let (from, to) = unsafe { (x.slice::<S>(), out.slice_mut::<D>()) };
+                threads::over_rows(to, 1, ns, |first, to| {
+                    dispatch!(I => recast::<I, S, D>(&from[first..first + to.len()], to));
+                });
+            }));
+        }
         Op::Cast(_) => with_type!(x.spec.dtype, S => with_type!(out.spec.dtype, D => {
             // SAFETY: as above.
             let (from, to) = unsafe { (x.slice::<S>(), out.slice_mut::<D>()) };
@@ -167,6 +176,15 @@ pub(super) fn cost(op: &Op, dtype: DType, elements: usize) -> f64 {
     // The 16-bit types are converted on the way in and out.
     let conversion = if matches!(dtype, DType::F16 | DType::BF16) { 0.3 } else { 0.0 };
     elements as f64 * (each + conversion)
+}
+
+/// Between the types that are computed in f32.
+#[inline(always)]
+fn recast<I: Isa, S: Network, D: Network>(from: &[S], to: &mut [D]) {
+    let mut buffer = [0.0; BLOCK];
+    for (from, to) in from.chunks(BLOCK).zip(to.chunks_mut(BLOCK)) {
+        D::narrow_to::<I>(S::widened::<I>(from, &mut buffer), to);
+    }
 }
 
 #[inline(always)]

@@ -120,10 +120,16 @@ impl<T: Network> Kernel<'_, T> {
                 T::narrow_to::<I>(x, &mut sum[here.clone()]);
             }
             let beta = self.beta.map(|b| T::widened::<I>(&b[here.clone()], &mut buffers.beta));
-            T::produce::<I>(&mut y[here], &mut buffers.y, |y| match beta {
-                Some(beta) => shift_scale::<I>(x, [high, low, scale], gamma, beta, y),
-                None => scale_row(x, scale, gamma, y),
-            });
+            T::produce::<I>(
+                &mut y[here],
+                &mut buffers.y,
+                // Inlined, or else it would be compiled for the base set.
+                #[inline(always)]
+                |y| match beta {
+                    Some(beta) => shift_scale::<I>(x, [high, low, scale], gamma, beta, y),
+                    None => scale_row(x, scale, gamma, y),
+                },
+            );
         }
     }
 }

@@ -141,6 +141,7 @@ unsafe fn run<T: Network>(call: &Call, attrs: &Recurrent, p: Plan, at: Layout) -
         let mask = call.input(at.wi + 3).map(|m| m.slice::<u8>());
         (x.slice::<T>(), wi.slice::<T>(), wh.slice::<T>(), mask)
     };
+    // SAFETY: as above.
     let mut scratch = unsafe { Scratch::new(call.workspace) };
     let [gathered, projected, stepped, h, c, bias, wide, panel] =
         p.pieces().map(|n| scratch.take(n));

@@ -146,7 +146,9 @@ where
 {
     let mut wide = [T::Compute::default(); BLOCK];
     let first = start::<T::Compute>(kind);
-    x.chunks(BLOCK).fold(first, |total, x| {
+    let mut total = first;
+    // A loop and not `Iterator::fold`, which would be compiled on its own, for the base set.
+    for x in x.chunks(BLOCK) {
         let x = T::widened::<I>(x, &mut wide);
         // A match outside the loop over the elements.
         let part = match kind {
@@ -155,8 +157,9 @@ where
             ReduceKind::Max => fold(x, first, |a, b| a.max(b), Reducible::wide),
             ReduceKind::Min => fold(x, first, |a, b| a.min(b), Reducible::wide),
         };
-        join(kind, total, part)
-    })
+        total = join(kind, total, part);
+    }
+    total
 }
 
 /// Adds a row to the results of its columns.

@@ -1,9 +1,12 @@
 //! Which family serves which op.
 
-use super::{Context, Module, Props, attention, elementwise, embedding, reduce, sample, shape};
+use super::{
+    Context, Module, Props, attention, dense, elementwise, embedding, norm, recurrent, reduce, sample,
+    shape,
+};
 use crate::call::Call;
 use crate::device::Explanation;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::op::Op;
 use crate::spec::Spec;
 
@@ -29,7 +32,9 @@ macro_rules! family {
             Op::FlashAttention(op) => attention::$function($first, op, $last),
             Op::Sample(op) => sample::$function($first, op, $last),
             Op::Embedding(op) => embedding::$function($first, op, $last),
-            op => Err(Error::unsupported(op.name(), "no CUDA kernel yet")),
+            Op::Dense(op) => dense::$function($first, op, $last),
+            op @ (Op::LayerNorm(_) | Op::RmsNorm(_)) => norm::$function($first, op, $last),
+            op @ (Op::Lstm(_) | Op::Gru(_)) => recurrent::$function($first, op, $last),
         }
     };
 }
@@ -49,6 +54,7 @@ pub fn workspace(props: &Props, op: &Op, inputs: Inputs) -> Result<usize> {
     match op {
         Op::Reduce(_) => reduce::workspace(props, op, inputs),
         Op::FlashAttention(op) => attention::workspace(props, op, inputs),
+        Op::Lstm(_) | Op::Gru(_) => recurrent::workspace(props, op, inputs),
         _ => Ok(0),
     }
 }
@@ -69,6 +75,9 @@ pub fn all_modules() -> Vec<Module> {
         reduce::all_modules(),
         sample::all_modules(),
         embedding::all_modules(),
+        dense::all_modules(),
+        norm::all_modules(),
+        recurrent::all_modules(),
     ]
     .concat()
 }

@@ -3,6 +3,7 @@
 
 mod attention;
 pub mod cache;
+mod dense;
 mod dispatch;
 mod driver;
 mod elementwise;
@@ -11,9 +12,11 @@ pub mod graph;
 pub mod launch;
 pub mod memory;
 pub mod modules;
+mod norm;
 pub mod nvrtc;
 mod probe;
 pub mod props;
+mod recurrent;
 mod reduce;
 pub(crate) mod runner;
 mod sample;
@@ -23,6 +26,7 @@ pub mod sources;
 pub mod stream;
 mod walk;
 pub mod warmup;
+mod window;
 
 use std::sync::Arc;
 

@@ -101,7 +101,7 @@ impl Function {
         const WITHOUT_ASKING: u32 = 48 << 10;
         const MAX_DYNAMIC_SHARED: u32 =
             CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as u32;
-        if bytes <= WITHOUT_ASKING || self.0.opted_in.load(Ordering::Relaxed) {
+        if bytes <= WITHOUT_ASKING {
             return Ok(());
         }
         let most = props.shared_optin.saturating_sub(self.0.shared);
@@ -110,6 +110,9 @@ impl Function {
             return Err(Error::Internal(format!(
                 "{name}: {bytes} bytes of dynamic shared memory, at most {most}"
             )));
+        }
+        if self.0.opted_in.load(Ordering::Relaxed) {
+            return Ok(());
         }
         // The most there can be, and not `bytes`: two threads that come here at once then agree.
         // SAFETY: the function is of a module that stays loaded while the device is open.

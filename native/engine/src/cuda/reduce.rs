@@ -20,6 +20,8 @@ const ARGMAX: &str = "reduce/argmax.cu";
 const ROW_PART: usize = 16_384;
 /// And of a column, for each thread.
 const COLUMN_PART: usize = 32;
+/// Threads a row of softmax or argmax; their kernels are compiled for so many.
+const MAX_LANES: usize = 512;
 /// Parts of a row or column at most, so that the second pass is short.
 const MAX_PARTS: usize = 1024;
 
@@ -66,9 +68,11 @@ struct RowPass {
 }
 
 impl RowPass {
-    /// A lane takes four packs at once; more lanes than that would only wait for each other.
+    /// Up to a warp, lanes cost nothing and a short row is done sooner with a pack a lane. Beyond
+    /// it a lane takes four packs at once: more lanes would only wait for each other.
     fn new(rows: usize, n: usize, element: usize, most: usize) -> Self {
-        let lanes = n.div_ceil(4 * 16 / element).next_power_of_two().clamp(1, most);
+        let packs = n.div_ceil(16 / element).next_power_of_two();
+        let lanes = packs.min(32).max(packs / 4).min(most);
         RowPass { rows, n, parts: 1, chunk: n, lanes }
     }
 
@@ -204,7 +208,7 @@ fn along(op: &Op, x: &Spec, axis: i64) -> Result<Plan> {
     let (outer, inner) = (&x.shape()[..axis], &x.shape()[axis + 1..]);
     let (outer, n, inner) = (outer.iter().product(), x.shape()[axis], inner.iter().product());
     Ok(if inner == 1 {
-        Plan::Rows(RowPass::new(outer, n, x.dtype.size(), 1024))
+        Plan::Rows(RowPass::new(outer, n, x.dtype.size(), MAX_LANES))
     } else {
         Plan::Columns(ColumnPass::new(outer, n, inner))
     })
@@ -221,12 +225,13 @@ fn reduce(props: &Props, attrs: &Reduce, x: &Spec) -> Result<Plan> {
             _ => runs.push((reduced, length)),
         }
     }
-    let blocks = 2 * props.sms as usize;
+    let sms = props.sms as usize;
     let rows = |rows, n| {
         let most = if n > ROW_PART { 512 } else { 256 };
-        Plan::Rows(RowPass::new(rows, n, x.dtype.size(), most).split(blocks))
+        Plan::Rows(RowPass::new(rows, n, x.dtype.size(), most).split(2 * sms))
     };
-    let columns = |outer, n, inner| Plan::Columns(ColumnPass::new(outer, n, inner).split(blocks));
+    // Smaller blocks with less in flight each than those of rows: more of them.
+    let columns = |outer, n, inner| Plan::Columns(ColumnPass::new(outer, n, inner).split(16 * sms));
     Ok(match runs[..] {
         [] => rows(1, 1),
         [(false, kept)] => rows(kept, 1),

@@ -119,7 +119,7 @@ fn operand(run: &mut Run, kind: BinaryKind, dtype: DType, shape: &[usize], secon
     }
     match kind {
         _ if whole => run.rng.ints(dtype, shape, 0, 2),
-        Pow if second => run.rng.ints(dtype, shape, 0, 9),
+        Pow if second => run.rng.ints(dtype, shape, -2, 9),
         Pow => run.rng.ints(dtype, shape, -9, 9),
         Quotient | Remainder if second => run.rng.ints(dtype, shape, -5, 5),
         _ => run.rng.ints(dtype, shape, i64::MIN, i64::MAX),
@@ -159,14 +159,8 @@ fn binary_extremes() {
             let all = extremes(dtype);
             let n = all.len();
             let column = Array::new(all.spec.with_shape([n, 1]).unwrap(), all.bytes.clone());
-            let row = if kind == BinaryKind::Pow && !dtype.is_float() {
-                let most: i64 = if dtype == DType::S64 { 1 << 33 } else { 255 };
-                Array::ints(dtype, &[9], &[0, 1, 2, 3, 31, 32, 64, 200, most])
-            } else {
-                all
-            };
-            run.check(Op::Binary(Binary { kind }), &[Some(&column), Some(&row)]);
-            run.check(Op::Binary(Binary { kind }), &[Some(&row), Some(&row)]);
+            run.check(Op::Binary(Binary { kind }), &[Some(&column), Some(&all)]);
+            run.check(Op::Binary(Binary { kind }), &[Some(&all), Some(&all)]);
         }
     }
     run.finish();

@@ -12,6 +12,7 @@ mod cast;
 mod dense;
 mod elementwise;
 mod embedding;
+mod large;
 mod norm;
 mod recurrent;
 mod reduce;

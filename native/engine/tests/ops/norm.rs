@@ -26,7 +26,7 @@ fn check(run: &mut Run, x: &Array, residuals: &[bool], epsilon: f64, within: Opt
 fn apart(run: &mut Run, dtype: DType, shape: &[usize], size: f64) -> Array {
     let width = *shape.last().unwrap();
     run.rng.floats(dtype, shape, |r, i| {
-        let sign = if i % width.max(1) % 2 == 0 { 1.0 } else { -1.0 };
+        let sign = if (i % width.max(1)).is_multiple_of(2) { 1.0 } else { -1.0 };
         size * (sign + if width < 4 { r.uniform(-0.25, 0.25) } else { r.gauss() })
     })
 }

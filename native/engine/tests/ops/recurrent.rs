@@ -7,7 +7,7 @@ use crate::oracle::Array;
 const NETWORK: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 
 /// Batch, time, features, hidden.
-const SHAPES: [[usize; 4]; 16] = [
+const SHAPES: [[usize; 4]; 18] = [
     [1, 1, 1, 1],
     [1, 1, 288, 256],
     [1, 60, 65, 63],
@@ -24,6 +24,9 @@ const SHAPES: [[usize; 4]; 16] = [
     [1, 2, 1000, 3],
     [64, 1, 10, 127],
     [1, 3, 5, 512],
+    // More frames than are projected at a time.
+    [1000, 40, 3, 7],
+    [1, 38_000, 2, 7],
 ];
 
 #[derive(Debug, Clone, Copy)]

@@ -197,8 +197,14 @@ fn integer(kind: BinaryKind, a: i64, b: i64) -> i64 {
         Remainder => a.wrapping_rem(b),
         Max => a.max(b),
         Min => a.min(b),
+        // 1 over the power, truncated; 0 to a negative power is 0 as a division by it is.
+        Pow if b < 0 => match a {
+            1 => 1,
+            -1 if b % 2 == 0 => 1,
+            -1 => -1,
+            _ => 0,
+        },
         Pow => {
-            assert!(b >= 0, "a negative exponent of integers is not defined");
             let (mut result, mut square, mut left) = (1i64, a, b);
             while left > 0 {
                 if left & 1 == 1 {

@@ -40,7 +40,7 @@ pub struct Real {
 }
 
 impl Real {
-    fn new(spec: Spec, values: Vec<f64>, scale: f64) -> Expected {
+    fn whole(spec: Spec, values: Vec<f64>, scale: f64) -> Expected {
         Expected::Real(Real { spec, values, scale, slack: None })
     }
 

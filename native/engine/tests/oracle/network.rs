@@ -54,7 +54,7 @@ pub fn dense(
         }
     }
     let scale = if squares.is_finite() { rms(squares, values.len()) } else { 0.0 };
-    Real::new(spec(x.dtype(), &shape), values, scale)
+    Real::whole(spec(x.dtype(), &shape), values, scale)
 }
 
 /// With s = x + residual: (s − mean)/√(variance + ε)·gamma + beta where there is a beta, and
@@ -96,9 +96,9 @@ pub fn norm(
     }
     let finite = |squares: f64, n| if squares.is_finite() { rms(squares, n) } else { 0.0 };
     let n = values.len();
-    let mut outputs = vec![Real::new(x.spec.clone(), values, finite(squares, n))];
+    let mut outputs = vec![Real::whole(x.spec.clone(), values, finite(squares, n))];
     if residual.is_some() {
-        outputs.push(Real::new(x.spec.clone(), sum, finite(sum_squares, n)));
+        outputs.push(Real::whole(x.spec.clone(), sum, finite(sum_squares, n)));
     }
     outputs
 }
@@ -136,7 +136,7 @@ pub fn softmax(attrs: &op::Softmax, x: &Array) -> Expected {
         }
     }
     assert_ne!(x.dtype(), DType::F64);
-    Real::new(x.spec.clone(), values, 0.0)
+    Real::whole(x.spec.clone(), values, 0.0)
 }
 
 /// An axis, and the products of the lengths before and after it.

@@ -106,9 +106,9 @@ pub fn lstm(
     }
     let shape = [f.batch, n];
     vec![
-        Real::new(spec(x.dtype(), &[f.batch, f.time, n]), seq, SCALE),
-        Real::new(state_spec(c0, x, &shape), c, SCALE),
-        Real::new(state_spec(h0, x, &shape), h, SCALE),
+        Real::whole(spec(x.dtype(), &[f.batch, f.time, n]), seq, SCALE),
+        Real::whole(state_spec(c0, x, &shape), c, SCALE),
+        Real::whole(state_spec(h0, x, &shape), h, SCALE),
     ]
 }
 
@@ -147,7 +147,7 @@ pub fn gru(
     }
     assert!(matches!(x.dtype(), DType::F32 | DType::F16 | DType::BF16));
     vec![
-        Real::new(spec(x.dtype(), &[f.batch, f.time, n]), seq, SCALE),
-        Real::new(state_spec(h0, x, &[f.batch, n]), h, SCALE),
+        Real::whole(spec(x.dtype(), &[f.batch, f.time, n]), seq, SCALE),
+        Real::whole(state_spec(h0, x, &[f.batch, n]), h, SCALE),
     ]
 }

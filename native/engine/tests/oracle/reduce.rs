@@ -113,7 +113,7 @@ pub fn reduce(attrs: &Reduce, x: &Array) -> Expected {
         squares += if energy.is_finite() { energy } else { 0.0 };
     }
     let scale = rms(squares, values.len());
-    Real::new(spec(x.dtype(), &shape), values, scale)
+    Real::whole(spec(x.dtype(), &shape), values, scale)
 }
 
 /// Neumaier's sum: for f64 tensors the reference must be better than what it judges.

@@ -1,0 +1,241 @@
+//! `dense`: x · w with bias, activation and residual in one launch, by the row or by the tile.
+
+use super::launch::{Args, Context, Grid};
+use super::modules::Module;
+use super::props::Props;
+use crate::call::Call;
+use crate::device::Explanation;
+use crate::error::{Error, Result};
+use crate::op::{Activation, Dense};
+use crate::spec::{DType, Spec};
+
+const VECTOR: &str = "dense/vector.cu";
+const TILED_F32: &str = "dense/tiled_f32.cu";
+const TILED_MMA: &str = "dense/tiled_mma.cu";
+const VECTOR_THREADS: u32 = 256;
+
+/// Rows up to which w is read for all of them at once.
+const FEW: usize = 8;
+/// The kernels count inner and columns in 32 bits, with room for a tile.
+const LONGEST: usize = (1 << 31) - (1 << 12);
+
+/// A product {rows, inner} · {inner, columns}.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Product {
+    pub rows: usize,
+    pub inner: usize,
+    pub columns: usize,
+    pub dtype: DType,
+    /// The result is f32 whatever the storage type: pre-activations of a recurrent net.
+    pub to_f32: bool,
+}
+
+/// Where a product's operands lie; 0 where there is none.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Operands {
+    pub x: u64,
+    pub w: u64,
+    pub bias: u64,
+    pub residual: u64,
+    pub y: u64,
+}
+
+/// As in `dense/epilogue.cuh`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+struct Epilogue {
+    bias: u64,
+    residual: u64,
+    y: u64,
+    columns: i32,
+    activation: i32,
+    y_f32: i32,
+    padding: i32,
+}
+
+/// A tiled entry: its tile, its threads, and the tiles it keeps in flight.
+struct Tiled {
+    entry: &'static str,
+    down: usize,
+    across: usize,
+    threads: u32,
+    stages: usize,
+}
+
+/// From the largest tile to the smallest; the last takes rows that are not whole 16-byte packs.
+const F32_TILES: [Tiled; 4] = [
+    Tiled { entry: "tiled_big", down: 128, across: 64, threads: 128, stages: 3 },
+    Tiled { entry: "tiled_mid", down: 64, across: 64, threads: 128, stages: 4 },
+    Tiled { entry: "tiled_slim", down: 32, across: 32, threads: 128, stages: 6 },
+    Tiled { entry: "tiled_odd", down: 64, across: 64, threads: 128, stages: 4 },
+];
+const MMA_TILES: [Tiled; 4] = [
+    Tiled { entry: "tiled_big", down: 128, across: 128, threads: 256, stages: 3 },
+    Tiled { entry: "tiled_mid", down: 64, across: 64, threads: 128, stages: 4 },
+    Tiled { entry: "tiled_slim", down: 64, across: 32, threads: 128, stages: 6 },
+    Tiled { entry: "tiled_odd", down: 64, across: 64, threads: 128, stages: 4 },
+];
+
+impl Tiled {
+    fn blocks(&self, p: &Product) -> usize {
+        p.rows.div_ceil(self.down).saturating_mul(p.columns.div_ceil(self.across))
+    }
+
+    /// The stages, or the finished tile that lies there after them.
+    fn shared(&self, dtype: DType) -> usize {
+        let stage = match dtype {
+            DType::F32 => 4 * (self.down * (16 + 4) + 16 * self.across),
+            _ => 2 * (self.down * (32 + 8) + 32 * (self.across + 8)),
+        };
+        (self.stages * stage).max(4 * self.down * (self.across + 4))
+    }
+}
+
+struct Plan {
+    module: Module,
+    entry: &'static str,
+    grid: Grid,
+    /// Threads along the columns of a vector kernel; `None` for a tiled one.
+    lanes: Option<usize>,
+    variant: &'static str,
+    why: String,
+}
+
+fn plan(props: &Props, p: &Product) -> Result<Plan> {
+    if p.inner > LONGEST || p.columns > LONGEST {
+        return Err(Error::unsupported("dense", format!("w has axes of at most {LONGEST}")));
+    }
+    let sms = props.sms as usize;
+    let pack = 16 / p.dtype.size();
+    if p.rows <= FEW {
+        let whole = p.columns % pack == 0;
+        // A group of lanes covers whole 32-byte sectors of a row of w. More lanes read longer
+        // stretches, as long as that leaves a block for every multiprocessor.
+        let (width, lanes) = if whole {
+            let fills = |lanes: &usize| p.columns.div_ceil(lanes * pack) >= sms;
+            (pack, [8, 4].into_iter().find(fills).unwrap_or(2))
+        } else {
+            (1, 32 / p.dtype.size())
+        };
+        let (variant, entry) = match (whole, p.rows) {
+            (true, 0..=1) => ("vector", "vector_1"),
+            (true, 2) => ("vector", "vector_2"),
+            (true, 3..=4) => ("vector", "vector_4"),
+            (true, _) => ("vector", "vector_8"),
+            (false, 0..=1) => ("vector_odd", "odd_1"),
+            (false, _) => ("vector_odd", "odd_8"),
+        };
+        let how = if whole { "16 bytes a load" } else { "rows of w are no whole 16-byte packs" };
+        let blocks = if p.rows == 0 { 0 } else { p.columns.div_ceil(lanes * width) };
+        return Ok(Plan {
+            module: Module::of(VECTOR, p.dtype),
+            entry,
+            grid: Grid::new(blocks, VECTOR_THREADS)?,
+            lanes: Some(lanes),
+            variant,
+            why: format!("{} row(s): w is read once, {how}", p.rows),
+        });
+    }
+    let (tiles, module, unit) = match p.dtype {
+        DType::F32 => (&F32_TILES, Module::of(TILED_F32, p.dtype), "f32 multiply-adds"),
+        _ => (&MMA_TILES, Module::of(TILED_MMA, p.dtype), "tensor cores"),
+    };
+    let [big, mid, slim, odd] = tiles;
+    let whole = p.columns % pack == 0 && p.inner % pack == 0;
+    let (variant, tile) = match () {
+        () if !whole => ("tiled_odd", odd),
+        () if big.blocks(p) >= sms => ("tiled_big", big),
+        () if mid.blocks(p) >= sms => ("tiled_mid", mid),
+        () => ("tiled_slim", slim),
+    };
+    let mut why = format!(
+        "our tiled product by {unit}: {} tiles of {} x {} on {sms} multiprocessors",
+        tile.blocks(p),
+        tile.down,
+        tile.across
+    );
+    if !whole {
+        why.push_str("; rows are no whole 16-byte packs");
+    }
+    let grid = Grid::new(tile.blocks(p), tile.threads)?.shared(tile.shared(p.dtype) as u32);
+    Ok(Plan { module, entry: tile.entry, grid, lanes: None, variant, why })
+}
+
+/// The variant that computes `p`, and why.
+pub(super) fn explain_product(props: &Props, p: &Product) -> Result<(&'static str, String)> {
+    plan(props, p).map(|plan| (plan.variant, plan.why))
+}
+
+pub(super) fn product_module(props: &Props, p: &Product) -> Result<Module> {
+    plan(props, p).map(|plan| plan.module)
+}
+
+/// # Safety
+/// The operands are live device memory of the product's shapes, and y overlaps none of the others.
+pub(super) unsafe fn launch_product(
+    cx: &Context,
+    p: &Product,
+    activation: Activation,
+    at: Operands,
+) -> Result<()> {
+    if p.rows == 0 || p.columns == 0 {
+        return Ok(());
+    }
+    let plan = plan(cx.props(), p)?;
+    let mut args = Args::new();
+    args.ptr(at.x).ptr(at.w).value(Epilogue {
+        bias: at.bias,
+        residual: at.residual,
+        y: at.y,
+        columns: p.columns as i32,
+        activation: activation as i32,
+        y_f32: i32::from(p.to_f32),
+        padding: 0,
+    });
+    match plan.lanes {
+        Some(lanes) => args.i32(p.rows as i32).i32(p.inner as i32).i32(lanes as i32),
+        None => args.i64(p.rows as i64).i32(p.inner as i32),
+    };
+    let function = cx.function(&plan.module, plan.entry)?;
+    // SAFETY: these are the entry's parameters, and the caller vouches for the addresses.
+    unsafe { cx.launch(&function, plan.grid, &mut args) }
+}
+
+fn product(inputs: &[Option<&Spec>]) -> Result<Product> {
+    let [Some(x), Some(w), ..] = inputs else {
+        return Err(Error::Internal("dense without its inputs".into()));
+    };
+    let (rows, inner, columns) = (x.rows(), x.last(), w.last());
+    Ok(Product { rows, inner, columns, dtype: x.dtype, to_f32: false })
+}
+
+pub fn explain(props: &Props, _: &Dense, inputs: &[Option<&Spec>]) -> Result<Explanation> {
+    let p = product(inputs)?;
+    let (variant, why) = explain_product(props, &p)?;
+    Ok(Explanation { variant, why, launches: usize::from(p.rows > 0 && p.columns > 0) })
+}
+
+pub fn modules(props: &Props, _: &Dense, inputs: &[Option<&Spec>]) -> Result<Vec<Module>> {
+    Ok(vec![product_module(props, &product(inputs)?)?])
+}
+
+/// # Safety
+/// As for [`crate::Device::execute`].
+pub unsafe fn launch(cx: &Context, op: &Dense, call: &Call) -> Result<()> {
+    let specs = [call.input(0).map(|v| v.spec), call.input(1).map(|v| v.spec)];
+    let p = product(&specs)?;
+    let addr = |i| call.input(i).map_or(0, |v| v.addr);
+    let y = call.outputs.first().map_or(0, |v| v.addr);
+    let at = Operands { x: addr(0), w: addr(1), bias: addr(2), residual: addr(3), y };
+    // SAFETY: the caller vouches for the call's views, which `infer` has passed.
+    unsafe { launch_product(cx, &p, op.activation, at) }
+}
+
+pub fn all_modules() -> Vec<Module> {
+    let mut all = vec![Module::of(TILED_F32, DType::F32)];
+    for dtype in [DType::F32, DType::BF16, DType::F16] {
+        all.push(Module::of(VECTOR, dtype));
+    }
+    all.extend([DType::BF16, DType::F16].map(|t| Module::of(TILED_MMA, t)));
+    all
+}
