@@ -1,16 +1,14 @@
 // Attention by online softmax, after FlashAttention-2: scores live in registers only.
 //
 // A module is compiled for a storage type T and a head size HEAD of 64, 128 or 256; smaller heads
-// are padded with zeros in shared memory. Rows are queries of a head, or for few queries those of
+// are padded with zeros in shared memory. WIDE adds the kernel of 128 rows a block. Rows are queries of a head, or for few queries those of
 // all the heads that share a key head, so that the keys are read once for all of them. With
 // gridDim.y > 1 each block takes its share of the keys, and `combine` puts the parts together.
 #include "attention/online.cuh"
 
 constexpr int HD = HEAD, WARPS = 4, THREADS = WARPS * 32;
 // Keys a tile, so that Q, K and V fit into 96 KB.
-#ifndef KEYS
-#define KEYS (sizeof(T) == 2 ? 64 : HD == 64 ? 64 : HD == 128 ? 32 : 16)
-#endif
+constexpr int KEYS = sizeof(T) == 2 ? (HD == 64 ? 128 : 64) : HD == 64 ? 64 : HD == 128 ? 32 : 16;
 constexpr int ROW_BYTES = HD * (int)sizeof(T);
 
 // Aligned to the longest row.
@@ -110,7 +108,7 @@ template <int MT, bool FULL> __device__ __forceinline__ void forward(const Param
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2) narrow(const Params p) { forward<1, false>(p); }
 extern "C" __global__ void __launch_bounds__(THREADS, 2) full(const Params p) { forward<1, true>(p); }
-#if HEAD < 256
+#ifdef WIDE
 extern "C" __global__ void __launch_bounds__(THREADS, 2) wide(const Params p) { forward<2, false>(p); }
 #endif
 
@@ -148,13 +146,12 @@ extern "C" __global__ void __launch_bounds__(STREAMS * 32, STREAMS == 4 ? 3 : 2)
     load_queries<HD, 16, STREAMS * 32>(q, p, at, whole, thread);
     if (tiles.low + warp < tiles.high) load(tiles.low + warp, 0);
     copy_async_commit();
-    copy_async_wait<0>();
+    if (tiles.low + warp + STREAMS < tiles.high) load(tiles.low + warp + STREAMS, 1);
+    copy_async_commit();
+    copy_async_wait<1>();
     __syncthreads();  // for q
     int buffer = 0;
     for (s32 tile = tiles.low + warp; tile < tiles.high; tile += STREAMS) {
-        __syncwarp();  // all lanes are done with the other buffer
-        if (tile + STREAMS < tiles.high) load(tile + STREAMS, buffer ^ 1);
-        copy_async_commit();
         copy_async_wait<1>();
         __syncwarp();
         const u32 k = buffers + buffer * STREAM_BYTES * 2;
@@ -167,6 +164,9 @@ extern "C" __global__ void __launch_bounds__(STREAMS * 32, STREAMS == 4 ? 3 : 2)
         modify(s, p, at, lane >> 2, tile * STREAM_KEYS + (lane & 3) * 2, false);
         softmax.add(s, o, unit);
         Values<T, HD, 1, NT>::add(o, s, k + STREAM_BYTES, lane);
+        __syncwarp();  // all lanes are done with this buffer
+        if (tile + 2 * STREAMS < tiles.high) load(tile + 2 * STREAMS, buffer);
+        copy_async_commit();
         buffer ^= 1;
     }
     softmax.finish();

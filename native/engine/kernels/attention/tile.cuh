@@ -161,29 +161,44 @@ template <int HD, int MT, int NT> struct Values<f32, HD, MT, NT> {
         asm volatile("ld.shared.b32 %0, [%1];" : "=r"(x) : "r"(address));
         return x;
     }
+    // Tensor cores cut off what they add to a sum where f32 arithmetic rounds. So the sums of a
+    // tile start from zero, and are added to the others by the ordinary units: the error does not
+    // grow with the number of keys.
     static __device__ __forceinline__ void add(f32 (&o)[MT][HD / 8][4], const f32 (&p)[MT][NT][4],
                                                u32 v, int lane) {
-        constexpr int ROW = HD * 4;
+        constexpr int ROW = HD * 4, TOGETHER = 4;
         const int column = lane >> 2, row = (lane & 3) * 2;
         const u32 even = v + chunk_at<f32, HD>(row, column >> 2) + (column & 3) * 4;
         const u32 odd = v + chunk_at<f32, HD>(row + 1, column >> 2) + (column & 3) * 4;
+        Mma<f32>::A a[MT][NT];
 #pragma unroll
-        for (int step = 0; step < NT; ++step) {
-            Mma<f32>::A a[MT];
+        for (int m = 0; m < MT; ++m)
 #pragma unroll
-            for (int m = 0; m < MT; ++m) {
+            for (int step = 0; step < NT; ++step) {
                 const f32(&x)[4] = p[m][step];
                 const u32 bits[4] = {__float_as_uint(x[0]), __float_as_uint(x[2]),
                                      __float_as_uint(x[1]), __float_as_uint(x[3])};
-                a[m] = Mma<f32>::left(bits);
+                a[m][step] = Mma<f32>::left(bits);
             }
 #pragma unroll
-            for (int n = 0; n < HD / 8; ++n) {
-                const auto b = Mma<f32>::right(word((even ^ (n * 32)) + step * 8 * ROW),
-                                               word((odd ^ (n * 32)) + step * 8 * ROW));
+        for (int first = 0; first < HD / 8; first += TOGETHER) {
+            f32 sums[MT][TOGETHER][4] = {};
 #pragma unroll
-                for (int m = 0; m < MT; ++m) Mma<f32>::multiply(o[m][n], a[m], b);
-            }
+            for (int step = 0; step < NT; ++step)
+#pragma unroll
+                for (int n = 0; n < TOGETHER; ++n) {
+                    const auto b =
+                        Mma<f32>::right(word((even ^ ((first + n) * 32)) + step * 8 * ROW),
+                                        word((odd ^ ((first + n) * 32)) + step * 8 * ROW));
+#pragma unroll
+                    for (int m = 0; m < MT; ++m) Mma<f32>::multiply(sums[m][n], a[m][step], b);
+                }
+#pragma unroll
+            for (int m = 0; m < MT; ++m)
+#pragma unroll
+                for (int n = 0; n < TOGETHER; ++n)
+#pragma unroll
+                    for (int c = 0; c < 4; ++c) o[m][first + n][c] += sums[m][n][c];
         }
     }
 };

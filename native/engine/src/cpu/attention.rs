@@ -168,7 +168,8 @@ impl<T: Network> Job<'_, T> {
         let end = self.kv_len.map_or(self.keys as i64, |l| i64::from(l[batch]));
         let end = end.clamp(0, self.keys as i64);
         // One for all, or one for each batch entry.
-        let shift = self.offset.map_or(0, |o| i64::from(if o.len() == 1 { o[0] } else { o[batch] }));
+        let shift =
+            self.offset.map_or(0, |o| i64::from(if o.len() == 1 { o[0] } else { o[batch] }));
         let low = (query as i64 + shift + self.low).clamp(0, end);
         let high = (query as i64 + shift + self.high).clamp(low, end);
         (low as usize, high as usize)

@@ -98,19 +98,18 @@ impl Plan {
             return Err(Error::Internal(format!("a head of {}", sizes.head)));
         };
         let (sms, row_bytes) = (props.sms as usize, padded * sizes.dtype.size());
-        let group = sizes.heads / sizes.key_heads;
+        // At least one, so that a call without heads has a plan as well.
+        let group = (sizes.heads / sizes.key_heads).max(1);
         let shared_rows = sizes.queries * group;
         let has = |i: usize| inputs.get(i).is_some_and(Option::is_some);
         let plain = attrs.softcap.is_none() && !has(3) && !has(4) && attrs.scale(sizes.head) > 0.0;
-        let few_blocks = sizes.batch * sizes.key_heads * shared_rows.div_ceil(64) < sms;
-        let kernel = if shared_rows <= 16 || (shared_rows <= 64 && sizes.keys >= 512 && few_blocks) {
+        let small = sizes.batch * sizes.key_heads * shared_rows.div_ceil(16) <= sms;
+        let many = 2 * sizes.batch * sizes.heads * sizes.queries.div_ceil(128) >= 3 * sms;
+        let kernel = if shared_rows <= 16 || small {
             Kernel::Decode
         } else if !plain {
             Kernel::Full
-        } else if padded < 256
-            && sizes.queries > 64
-            && 2 * sizes.batch * sizes.heads * sizes.queries.div_ceil(128) >= 3 * sms
-        {
+        } else if has_wide(sizes.dtype, padded) && sizes.queries > 64 && many {
             Kernel::Wide
         } else {
             Kernel::Narrow
@@ -133,10 +132,10 @@ impl Plan {
             };
             let keys = if row_bytes == 128 { 32 } else { 16 };
             let shared = 16 * row_bytes + streams * 4 * keys * row_bytes;
-            let resident = if streams == 4 { 3 } else { 2 };
-            (32 * streams as u32, shared, sms * resident, streams * keys * 2)
+            (32 * streams as u32, shared, sms * 2, streams * keys * 2)
         } else {
             let keys = match (sizes.dtype.size(), padded) {
+                (2, 64) => 128,
                 (2, _) | (_, 64) => 64,
                 (_, 128) => 32,
                 _ => 16,
@@ -169,8 +168,15 @@ impl Plan {
     }
 }
 
-fn module(dtype: DType, head: usize) -> Module {
-    Module::of(SOURCE, dtype).define("HEAD", head)
+/// Two tiles of rows a warp pay where a head's sums leave registers for them. For f32, whose
+/// operands take twice the registers, they measured no faster.
+fn has_wide(dtype: DType, padded: usize) -> bool {
+    dtype.size() == 2 && padded < 256
+}
+
+fn module(dtype: DType, padded: usize) -> Module {
+    let module = Module::of(SOURCE, dtype).define("HEAD", padded);
+    if has_wide(dtype, padded) { module.define("WIDE", 1) } else { module }
 }
 
 pub fn explain(
@@ -183,7 +189,7 @@ pub fn explain(
         Kernel::Wide => "128 rows a block: enough blocks for every multiprocessor",
         Kernel::Narrow => "64 rows a block",
         Kernel::Full => "64 rows a block, with bias, key mask, soft cap or a scale not above zero",
-        Kernel::Decode => "few rows: bound by reading the keys and values",
+        Kernel::Decode => "16 rows a block, its warps sharing the keys: few rows in all",
     };
     let precision = match plan.sizes.dtype {
         DType::F32 => "three TF32 products for one in f32",
@@ -205,11 +211,7 @@ pub fn modules(
     Ok(vec![Plan::new(props, attrs, inputs)?.module()])
 }
 
-pub fn workspace(
-    props: &Props,
-    attrs: &FlashAttention,
-    inputs: &[Option<&Spec>],
-) -> Result<usize> {
+pub fn workspace(props: &Props, attrs: &FlashAttention, inputs: &[Option<&Spec>]) -> Result<usize> {
     let (out, lse) = Plan::new(props, attrs, inputs)?.parts();
     Ok((out + lse) * size_of::<f32>())
 }

@@ -1,8 +1,8 @@
 //! Which family serves which op.
 
 use super::{
-    Context, Module, Props, attention, dense, elementwise, embedding, norm, recurrent, reduce, sample,
-    shape,
+    Context, Module, Props, attention, dense, elementwise, embedding, norm, recurrent, reduce,
+    sample, shape,
 };
 use crate::call::Call;
 use crate::device::Explanation;
