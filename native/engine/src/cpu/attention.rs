@@ -418,7 +418,7 @@ fn multiply<I: Isa>(
     k: usize,
     n: usize,
 ) {
-    assert!(n % PAD == 0 && m > 0 && k > 0);
+    assert!(n.is_multiple_of(PAD) && m > 0 && k > 0);
     assert!(a.len() >= (m - 1) * lda + k);
     assert!(b.len() >= (k - 1) * ldb + n && c.len() >= (m - 1) * ldc + n);
     let mut row = 0;
