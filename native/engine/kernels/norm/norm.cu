@@ -2,7 +2,9 @@
 //
 // A row is held in registers as f32 by a warp or a block, so memory is read once; a row too long
 // for that is read three times. The variance is that of the differences from the mean: the mean of
-// squares less the squared mean would cancel.
+// squares less the squared mean would cancel. A mean rounded to f32 is off by as much as 2⁻²⁴ of
+// it, which counts where it is large beside the differences; the mean of the differences, which
+// costs no further pass, takes that out again.
 
 #include "common/warp.cuh"
 
@@ -34,14 +36,14 @@ __device__ __forceinline__ void read(const Norm& p, s64 at, f32 (&value)[VEC]) {
 
 template <int VEC>
 __device__ __forceinline__ void write(const Norm& p, s64 row, int i, const f32 (&value)[VEC],
-                                      f32 mean, f32 scale) {
+                                      f32 mean, f32 shift, f32 scale) {
     typedef Pack<T, VEC> P;
     const s64 at = row * p.width + i;
     P y, sum, gamma = *(const P*)(p.gamma + i), beta;
     if (p.beta) beta = *(const P*)(p.beta + i);
 #pragma unroll
     for (int v = 0; v < VEC; v++) {
-        f32 z = (value[v] - mean) * scale * to_f32(gamma.at[v]);
+        f32 z = (value[v] - mean - shift) * scale * to_f32(gamma.at[v]);
         if (p.beta) z += to_f32(beta.at[v]);
         y.at[v] = from_f32<T>(z);
         sum.at[v] = from_f32<T>(value[v]);
@@ -57,7 +59,7 @@ template <int THREADS> __device__ __forceinline__ f32 row_sum(f32 x, f32* scratc
 }
 
 template <int THREADS, int VEC, int PACKS> __device__ __forceinline__ void held(const Norm& p) {
-    __shared__ f32 scratch[2][WARP];
+    __shared__ f32 scratch[3][WARP];
     const int tid = threadIdx.x % THREADS;
     const s64 row = (s64)blockIdx.x * (blockDim.x / THREADS) + threadIdx.x / THREADS;
     if (row >= p.rows) return; // whole warps, and no block-wide sum follows where rows share a block
@@ -75,7 +77,7 @@ template <int THREADS, int VEC, int PACKS> __device__ __forceinline__ void held(
         }
     }
     const f32 mean = p.centred ? row_sum<THREADS>(sum, scratch[0]) / width : 0.f;
-    f32 squares = 0.f;
+    f32 squares = 0.f, rest = 0.f;
 #pragma unroll
     for (int i = 0; i < PACKS; i++) {
         if ((i * THREADS + tid) * VEC < p.width) {
@@ -83,19 +85,22 @@ template <int THREADS, int VEC, int PACKS> __device__ __forceinline__ void held(
             for (int v = 0; v < VEC; v++) {
                 const f32 d = value[i][v] - mean;
                 squares = fmaf(d, d, squares);
+                rest += d;
             }
         }
     }
-    const f32 scale = 1.f / sqrtf(row_sum<THREADS>(squares, scratch[1]) / width + p.epsilon);
+    const f32 shift = p.centred ? row_sum<THREADS>(rest, scratch[2]) / width : 0.f;
+    const f32 variance = row_sum<THREADS>(squares, scratch[1]) / width - shift * shift;
+    const f32 scale = 1.f / sqrtf(variance + p.epsilon);
 #pragma unroll
     for (int i = 0; i < PACKS; i++) {
         const int at = (i * THREADS + tid) * VEC;
-        if (at < p.width) write<VEC>(p, row, at, value[i], mean, scale);
+        if (at < p.width) write<VEC>(p, row, at, value[i], mean, shift, scale);
     }
 }
 
 template <int THREADS, int VEC> __device__ __forceinline__ void streamed(const Norm& p) {
-    __shared__ f32 scratch[2][WARP];
+    __shared__ f32 scratch[3][WARP];
     const s64 row = blockIdx.x;
     const f32 width = (f32)p.width;
     f32 value[VEC];
@@ -109,17 +114,23 @@ template <int THREADS, int VEC> __device__ __forceinline__ void streamed(const N
         }
         mean = block_sum<THREADS / WARP>(sum, scratch[0]) / width;
     }
-    f32 squares = 0.f;
+    f32 squares = 0.f, rest = 0.f;
     for (int at = threadIdx.x * VEC; at < p.width; at += THREADS * VEC) {
         read<VEC>(p, row * p.width + at, value);
 #pragma unroll
-        for (int v = 0; v < VEC; v++) squares = fmaf(value[v] - mean, value[v] - mean, squares);
+        for (int v = 0; v < VEC; v++) {
+            const f32 d = value[v] - mean;
+            squares = fmaf(d, d, squares);
+            rest += d;
+        }
     }
-    squares = block_sum<THREADS / WARP>(squares, scratch[1]);
-    const f32 scale = 1.f / sqrtf(squares / width + p.epsilon);
+    const f32 shift = p.centred ? block_sum<THREADS / WARP>(rest, scratch[2]) / width : 0.f;
+    const f32 variance =
+        block_sum<THREADS / WARP>(squares, scratch[1]) / width - shift * shift;
+    const f32 scale = 1.f / sqrtf(variance + p.epsilon);
     for (int at = threadIdx.x * VEC; at < p.width; at += THREADS * VEC) {
         read<VEC>(p, row * p.width + at, value);
-        write<VEC>(p, row, at, value, mean, scale);
+        write<VEC>(p, row, at, value, mean, shift, scale);
     }
 }
 

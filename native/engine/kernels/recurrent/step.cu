@@ -124,7 +124,12 @@ template <int ROWS, int VEC> __device__ __forceinline__ void step(const Step& p)
             fetch(base + at + batch + first);
 #pragma unroll
             for (int d = 0; d < DEPTH; d++) {
-                const f32* xk = xs + (at + d * stride + first) * ROWS;
+                const int i = at + d * stride + first;
+                // What a GRU's third and fourth sum leave out may be infinite.
+                const bool taken = GATES == 4 || (base + i >= from && base + i < to);
+                f32 xk[ROWS];
+#pragma unroll
+                for (int r = 0; r < ROWS; r++) xk[r] = taken ? xs[i * ROWS + r] : 0.f;
 #pragma unroll
                 for (int v = 0; v < VEC; v++) {
                     const f32 w = now[d].at(v);

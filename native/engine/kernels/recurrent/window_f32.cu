@@ -112,7 +112,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) window(const Window p) {
                     const float4 s = part[i * tile * UNITS + tid];
                     ahead.sums.at[0] += s.x;
                     ahead.sums.at[1] += s.y;
-                    ahead.sums.at[2] += s.z;
+                    if (GATES == 4) ahead.sums.at[2] += s.z;
                     ahead.sums.at[3] += s.w;
                 }
                 const int pitch = WORDS ? live : tile;

@@ -144,7 +144,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) window(const Window p) {
                     const float4 s = *(const float4*)(from + i * TILE * (COLUMNS + 4));
                     ahead.sums.at[0] += s.x;
                     ahead.sums.at[1] += s.y;
-                    ahead.sums.at[2] += s.z;
+                    if (GATES == 4) ahead.sums.at[2] += s.z;
                     ahead.sums.at[3] += s.w;
                 }
                 const s64 to = pass_at + (s64)(tid / UNITS) * hidden + pair.unit;

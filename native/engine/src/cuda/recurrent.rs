@@ -96,7 +96,7 @@ impl Layer {
     /// Bytes of [`Layer::projection`].
     pub fn projection_bytes(&self) -> usize {
         let elements = self.batch.saturating_mul(self.steps).saturating_mul(self.hidden);
-        elements.saturating_mul(self.gates * 4).next_multiple_of(256)
+        elements.saturating_mul(self.gates * 4).saturating_add(255) / 256 * 256
     }
 
     fn module(&self, source: &'static str) -> Module {

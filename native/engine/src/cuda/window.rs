@@ -216,3 +216,80 @@ pub(super) fn all_modules(dtype: DType, gates: usize) -> Vec<Module> {
     };
     all_units.iter().flat_map(|&u| all_rows.map(|r| module(dtype, gates, u, r))).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn props(sms: u32, shared_optin: u32) -> Props {
+        Props {
+            name: "test".into(),
+            major: 8,
+            minor: 0,
+            sms,
+            shared_optin,
+            shared_per_sm: shared_optin + 1024,
+            registers_per_sm: 65_536,
+            threads_per_sm: 2048,
+            l2: 0,
+            memory: 0,
+            cooperative: true,
+        }
+    }
+
+    fn layer(dtype: DType, batch: usize, hidden: usize) -> Layer {
+        let (steps, input) = (60, 64);
+        let (gates, c, h, wi, reverse) = (4, Some(1), 2, 3, false);
+        Layer { gates, dtype, state: dtype, batch, steps, input, hidden, reverse, c, h, wi }
+    }
+
+    /// Whatever is chosen is there at once, covers the layer, and keeps to what the kernels take.
+    #[test]
+    fn a_window_fits_and_covers() {
+        for (sms, shared) in [(132, 232_448), (108, 166_912), (68, 101_376), (1, 101_376)] {
+            for dtype in [DType::F32, DType::BF16] {
+                for batch in [1, 2, 3, 4, 7, 32, 33, 200, 512] {
+                    for hidden in [1, 2, 7, 33, 64, 256, 512, 768, 1000, 1024, 2048, 4096] {
+                        let layer = layer(dtype, batch, hidden);
+                        let Some(w) = choose(&props(sms, shared), &layer) else { continue };
+                        let all = format!("{sms} {shared} {layer:?} {w:?}");
+                        assert!(w.blocks * w.shares <= sms as usize, "{all}");
+                        assert!(w.shared <= shared as usize, "{all}");
+                        assert!(
+                            w.blocks * w.units >= hidden && w.shares * w.share >= batch,
+                            "{all}"
+                        );
+                        assert!((w.shares - 1) * w.share < batch, "an empty share: {all}");
+                        // A thread finishes one unit of one row of a pass.
+                        assert!(w.tile * w.units <= THREADS, "{all}");
+                        if dtype == DType::F32 {
+                            assert!(32 % (w.units * w.groups) == 0, "{all}");
+                        }
+                        if w.rows == 1 {
+                            assert!(w.share <= WORD_ROWS && w.share <= w.tile, "{all}");
+                        } else {
+                            assert!(w.tile % 4 == 0, "rows are read in fours: {all}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_fits_an_h200() {
+        let h200 = props(132, 232_448);
+        for (dtype, batch, hidden, units) in [
+            (DType::F32, 1, 512, 4),
+            (DType::F32, 32, 512, 8),
+            (DType::F32, 1, 1024, 8),
+            (DType::BF16, 1, 512, 4),
+            (DType::BF16, 32, 512, 8),
+            (DType::F16, 32, 1024, 8),
+        ] {
+            let chosen = choose(&h200, &layer(dtype, batch, hidden)).map(|w| w.units);
+            assert_eq!(chosen, Some(units), "{dtype} {batch} {hidden}");
+        }
+        assert_eq!(choose(&h200, &layer(DType::F32, 1, 4096)), None);
+    }
+}
