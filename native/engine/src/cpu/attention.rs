@@ -17,7 +17,7 @@ use crate::op::FlashAttention;
 use crate::spec::{DType, Spec};
 
 /// Rows of a block, and keys of a tile.
-const ROWS: usize = 32;
+const ROWS: usize = 64;
 const KEYS: usize = 64;
 /// Rows up to which keys and values are read where they lie instead of being packed first.
 const FEW_ROWS: usize = 3;
@@ -214,7 +214,7 @@ impl<T: Network> Job<'_, T> {
                     }
                 }
             } else {
-                self.pack_keys(block, key, keys, wide, k);
+                self.pack_keys::<I>(block, key, keys, wide, v, k);
                 scores.fill(0.0);
                 multiply::<I>(q, wide, k, KEYS, scores, KEYS, rows, wide, KEYS);
             }
@@ -277,13 +277,31 @@ impl<T: Network> Job<'_, T> {
         &of[at..at + self.head]
     }
 
-    /// Keys as columns: `to[d][j]`, zeros where there is neither.
+    /// Keys as columns: `to[d][j]`, zeros where there is neither. `rows` is scratch.
     #[inline(always)]
-    fn pack_keys(&self, block: &Block, key: usize, keys: usize, wide: usize, to: &mut [f32]) {
-        to[..wide * KEYS].fill(0.0);
-        for j in 0..keys {
-            for (d, &x) in self.head_of(self.k, block, key + j).iter().enumerate() {
-                to[d * KEYS + j] = x.into();
+    fn pack_keys<I: Isa>(
+        &self,
+        block: &Block,
+        key: usize,
+        keys: usize,
+        wide: usize,
+        rows: &mut [f32],
+        to: &mut [f32],
+    ) {
+        /// Keys whose elements are written together.
+        const STRIP: usize = 8;
+        for (j, row) in rows.chunks_exact_mut(wide).enumerate() {
+            if j < keys {
+                widen::<I, T>(self.head_of(self.k, block, key + j), &mut row[..self.head]);
+                row[self.head..].fill(0.0);
+            } else {
+                row.fill(0.0);
+            }
+        }
+        for (strip, rows) in rows.chunks_exact(wide * STRIP).enumerate() {
+            for (d, to) in to.chunks_exact_mut(KEYS).enumerate() {
+                let column: [f32; STRIP] = std::array::from_fn(|j| rows[j * wide + d]);
+                to[strip * STRIP..][..STRIP].copy_from_slice(&column);
             }
         }
     }
