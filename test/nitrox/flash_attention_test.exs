@@ -148,7 +148,10 @@ defmodule Nitrox.FlashAttentionTest do
       out = Nitrox.flash_attention(q, k, v)
       assert Nitrox.type(out) == type
       exact = Enum.map([q, k, v], &Nitrox.cast(&1, {:f, 32}))
-      difference = Nitrox.subtract(Nitrox.cast(out, {:f, 32}), apply(Nitrox, :flash_attention, exact))
+
+      difference =
+        Nitrox.subtract(Nitrox.cast(out, {:f, 32}), apply(Nitrox, :flash_attention, exact))
+
       assert Nitrox.to_number(Nitrox.reduce_max(Nitrox.abs(difference))) < 2.0e-2
     end
   end
