@@ -1,10 +1,16 @@
 // Attention by online softmax, after FlashAttention-2: scores live in registers only.
 //
-// A module is compiled for a storage type T and a head size HEAD of 64, 128 or 256; smaller heads
-// are padded with zeros in shared memory. WIDE adds the kernel of 128 rows a block. Rows are queries of a head, or for few queries those of
+// A module is one KERNEL for a storage type T and a head size HEAD of 64, 128 or 256; smaller heads
+// are padded with zeros in shared memory. Rows are queries of a head, or for few queries those of
 // all the heads that share a key head, so that the keys are read once for all of them. With
 // gridDim.y > 1 each block takes its share of the keys, and `combine` puts the parts together.
 #include "attention/online.cuh"
+
+// What KERNEL may be.
+#define WIDE 1    // 128 rows a block
+#define NARROW 2  // 64 rows a block
+#define FULL 3    // 64 rows a block, every option
+#define DECODE 4  // 16 rows a block, every option
 
 constexpr int HD = HEAD, WARPS = 4, THREADS = WARPS * 32;
 // Keys a tile, so that Q, K and V fit into 96 KB.
@@ -23,10 +29,10 @@ __device__ __forceinline__ Range share(Range keys, int size) {
     return Range{first + from, first + min(count, from + each)};
 }
 
-// MT tiles of 16 rows a warp. FULL takes every option; without it there is only a positive scale,
+// MT tiles of 16 rows a warp. ALL takes every option; without it there is only a positive scale,
 // and each row sees one range of keys.
-template <int MT, bool FULL> __device__ __forceinline__ void forward(const Params& p) {
-    constexpr int TILE = FULL ? 32 < KEYS ? 32 : KEYS : KEYS, NT = TILE / 8, ROWS = WARPS * MT * 16;
+template <int MT, bool ALL> __device__ __forceinline__ void forward(const Params& p) {
+    constexpr int TILE = ALL ? 32 < KEYS ? 32 : KEYS : KEYS, NT = TILE / 8, ROWS = WARPS * MT * 16;
     const int thread = threadIdx.x, lane = thread & 31, warp = thread >> 5;
     const u32 q = shared_address(shared), k = q + ROWS * ROW_BYTES, v = k + TILE * ROW_BYTES;
     const Place at(p, ROWS);
@@ -38,8 +44,8 @@ template <int MT, bool FULL> __device__ __forceinline__ void forward(const Param
     const s64 stride = (s64)(p.hq / p.ratio) * p.d;
     const s64 from = (s64)at.b * p.sk * stride + (s64)(at.head / p.ratio) * p.d;
     const T *keys = p.k + from, *values = p.v + from;
-    const u8* mask = FULL && p.key_mask ? p.key_mask + (s64)at.b * p.sk : nullptr;
-    const f32 unit = (FULL ? 1.0f : p.scale) * Exponent<T>::UNIT;
+    const u8* mask = ALL && p.key_mask ? p.key_mask + (s64)at.b * p.sk : nullptr;
+    const f32 unit = (ALL ? 1.0f : p.scale) * Exponent<T>::UNIT;
     const int my_row = warp * MT * 16;
 
     f32 o[MT][HD / 8][4];
@@ -83,8 +89,8 @@ template <int MT, bool FULL> __device__ __forceinline__ void forward(const Param
         const s32 row = my_row + (lane >> 2), column = key + (lane & 3) * 2;
         // A row past the end sees nothing, which matters where more is read than keys and values.
         const bool inside = key >= from_last.low && key + TILE <= from_first.high &&
-                            (!FULL || at.row + ROWS <= at.rows);
-        if (FULL)
+                            (!ALL || at.row + ROWS <= at.rows);
+        if (ALL)
             modify(s, p, at, row, column, inside);
         else if (!inside)
             hide(s, p, at, row, column);
@@ -106,11 +112,13 @@ template <int MT, bool FULL> __device__ __forceinline__ void forward(const Param
     store_rows<HD>(p, at, results, my_row, MT * 16, lane, 32);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 2) narrow(const Params p) { forward<1, false>(p); }
-extern "C" __global__ void __launch_bounds__(THREADS, 2) full(const Params p) { forward<1, true>(p); }
-#ifdef WIDE
-extern "C" __global__ void __launch_bounds__(THREADS, 2) wide(const Params p) { forward<2, false>(p); }
-#endif
+#if KERNEL == WIDE
+extern "C" __global__ void __launch_bounds__(THREADS, 2) attend(const Params p) { forward<2, false>(p); }
+#elif KERNEL == NARROW
+extern "C" __global__ void __launch_bounds__(THREADS, 2) attend(const Params p) { forward<1, false>(p); }
+#elif KERNEL == FULL
+extern "C" __global__ void __launch_bounds__(THREADS, 2) attend(const Params p) { forward<1, true>(p); }
+#elif KERNEL == DECODE
 
 // Few rows and many keys: all warps have the same 16 rows, and each streams keys of its own
 // through two buffers of its own. Bound by memory, so that every option may be in it.
@@ -118,7 +126,7 @@ constexpr int STREAM_KEYS = ROW_BYTES == 128 ? 32 : 16;
 constexpr int STREAM_BYTES = STREAM_KEYS * ROW_BYTES;  // of keys, and of values
 constexpr int STREAMS = ROW_BYTES <= 256 ? 4 : ROW_BYTES == 512 ? 2 : 1;
 
-extern "C" __global__ void __launch_bounds__(STREAMS * 32, STREAMS == 4 ? 3 : 2) decode(const Params p) {
+extern "C" __global__ void __launch_bounds__(STREAMS * 32, STREAMS == 4 ? 3 : 2) attend(const Params p) {
     constexpr int NT = STREAM_KEYS / 8;
     const int thread = threadIdx.x, lane = thread & 31, warp = thread >> 5;
     const u32 q = shared_address(shared), buffers = q + 16 * ROW_BYTES + warp * STREAM_BYTES * 4;
@@ -203,6 +211,8 @@ extern "C" __global__ void __launch_bounds__(STREAMS * 32, STREAMS == 4 ? 3 : 2)
     __syncthreads();
     store_rows<HD>(p, at, parts, 0, 16, thread, STREAMS * 32);
 }
+
+#endif
 
 // Puts the splits' parts of a row together: a block a row, at most as many splits as threads.
 extern "C" __global__ void __launch_bounds__(THREADS) combine(const Params p, int splits) {

@@ -155,7 +155,7 @@ impl Plan {
     }
 
     fn module(&self) -> Module {
-        module(self.sizes.dtype, self.padded)
+        module(self.sizes.dtype, self.padded, self.kernel)
     }
 
     /// f32 of the splits' parts, and of their lse.
@@ -174,9 +174,9 @@ fn has_wide(dtype: DType, padded: usize) -> bool {
     dtype.size() == 2 && padded < 256
 }
 
-fn module(dtype: DType, padded: usize) -> Module {
-    let module = Module::of(SOURCE, dtype).define("HEAD", padded);
-    if has_wide(dtype, padded) { module.define("WIDE", 1) } else { module }
+fn module(dtype: DType, padded: usize, kernel: Kernel) -> Module {
+    let name = kernel.name().to_uppercase();
+    Module::of(SOURCE, dtype).define("HEAD", padded).define("KERNEL", name)
 }
 
 pub fn explain(
@@ -217,10 +217,17 @@ pub fn workspace(props: &Props, attrs: &FlashAttention, inputs: &[Option<&Spec>]
 }
 
 pub fn all_modules() -> Vec<Module> {
-    [DType::F32, DType::BF16, DType::F16]
-        .into_iter()
-        .flat_map(|dtype| HEADS.map(|head| module(dtype, head)))
-        .collect()
+    let mut modules = Vec::new();
+    for dtype in [DType::F32, DType::BF16, DType::F16] {
+        for padded in HEADS {
+            for kernel in [Kernel::Wide, Kernel::Narrow, Kernel::Full, Kernel::Decode] {
+                if kernel != Kernel::Wide || has_wide(dtype, padded) {
+                    modules.push(module(dtype, padded, kernel));
+                }
+            }
+        }
+    }
+    modules
 }
 
 /// The kernels' parameters, as in `online.cuh`.
@@ -268,7 +275,7 @@ pub unsafe fn launch(cx: &Context, attrs: &FlashAttention, call: &Call) -> Resul
     }
     let params = params(cx.props(), &plan, attrs, call)?;
     let module = plan.module();
-    let kernel = cx.function(&module, plan.kernel.name())?;
+    let kernel = cx.function(&module, "attend")?;
     let mut grid = Grid::new(plan.units * plan.tiles, plan.threads)?.shared(plan.shared);
     grid.blocks[1] = int(plan.splits)? as u32;
     // SAFETY: the kernel takes these parameters alone; the caller's promise covers the tensors,
