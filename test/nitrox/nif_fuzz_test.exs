@@ -183,6 +183,17 @@ defmodule Nitrox.NifFuzzTest do
        [{f, [2, 3, 2]}, {f, [2, 2]}, {f, [2, 2]}, {f, [2, 8]}, {f, [2, 8]}, {f, [8]}, nil]},
       {{:gru, %{reverse: false}},
        [{f, [2, 3, 2]}, nil, {f, [2, 6]}, {f, [2, 6]}, {f, [8]}, {{:u, 8}, [2, 3]}]},
+      {{:flash_attention,
+        %{scale: nil, causal: true, left: 2, right: nil, softcap: 5.0, offset: nil, lse: true}},
+       [
+         {f, [2, 3, 2, 4]},
+         {f, [2, 4, 1, 4]},
+         {f, [2, 4, 1, 4]},
+         {f, [2, 1, 4]},
+         {{:u, 8}, [2, 4]},
+         {s, [2]},
+         {s, []}
+       ]},
       {{:embedding, %{}}, [{f, [3, 4]}, {s, [2]}]},
       {{:softmax, %{axis: -1, log: false}}, [{f, [2, 3]}]},
       {{:argmax, %{axis: 0, keep_axis: true}}, [{{:bf, 16}, [2, 3]}]},

@@ -1,5 +1,7 @@
 //! The shape and type rule of every op. Eager calls, traced programs and Nx templates all ask here.
 
+pub(crate) mod attention;
+
 use crate::error::{Error, Result};
 use crate::op::*;
 use crate::spec::{DType, Spec, shape_text};
@@ -13,6 +15,7 @@ pub fn infer(op: &Op, inputs: &[Option<&Spec>]) -> Result<Vec<Spec>> {
         Op::RmsNorm(attrs) => norm(&inputs, attrs, false),
         Op::Lstm(_) => lstm(&inputs),
         Op::Gru(_) => gru(&inputs),
+        Op::FlashAttention(attrs) => attention::flash(&inputs, attrs),
         Op::Embedding(_) => embedding(&inputs),
         Op::Softmax(attrs) => softmax(&inputs, attrs),
         Op::Argmax(attrs) => argmax(&inputs, attrs),

@@ -1,6 +1,7 @@
 //! The CPU device: vectorised for what the processor at hand has, with threads where they pay.
 
 mod arithmetic;
+mod attention;
 mod dense;
 mod elementwise;
 mod embedding;
@@ -103,6 +104,7 @@ impl Cpu {
                 Op::Dense(attrs) => dense::execute(call, attrs),
                 Op::LayerNorm(attrs) | Op::RmsNorm(attrs) => norm::execute(call, attrs),
                 Op::Lstm(attrs) | Op::Gru(attrs) => recurrent::execute(call, attrs),
+                Op::FlashAttention(attrs) => attention::execute(call, attrs),
                 Op::Embedding(_) => embedding::execute(call),
                 Op::Softmax(attrs) => softmax::execute(call, attrs),
                 Op::Argmax(attrs) => reduce::argmax(call, attrs),
@@ -136,6 +138,7 @@ fn nanoseconds(op: &Op, inputs: &[Option<&Spec>]) -> Result<f64> {
         (Op::Dense(_), [_, Some(w), ..]) => dense::shape(x, w).ns(size) + elements as f64 * 0.5,
         (Op::Lstm(_) | Op::Gru(_), _) => recurrent::Plan::new(op, inputs)?.ns(),
         (Op::LayerNorm(_) | Op::RmsNorm(_), _) => norm::cost(x.len()),
+        (Op::FlashAttention(_), [_, Some(k), ..]) => attention::cost(x, k),
         (Op::Softmax(_), _) => softmax::cost(x.len()),
         (Op::Argmax(_) | Op::Reduce(_), _) => reduce::cost(x.len()),
         (Op::Sample(attrs), _) => sample::cost(x, attrs),
@@ -180,6 +183,9 @@ fn kernel(op: &Op, inputs: &[Option<&Spec>]) -> Result<(&'static str, &'static s
         }
         (Op::LayerNorm(_) | Op::RmsNorm(_), _) => {
             (variant!("rows"), "statistics in two passes over each row")
+        }
+        (Op::FlashAttention(_), _) => {
+            (variant!("online-softmax"), "blocks of rows against tiles of keys")
         }
         (Op::Softmax(_) | Op::Argmax(_) | Op::Reduce(_), _) => {
             (variant!("reduce"), "along rows, or across them many columns side by side")

@@ -5,8 +5,8 @@
 //! that launches next to nothing every half millisecond brings that to 26 (`benches/launch.rs`,
 //! H200), for about 2 % of a core and the GPU's idle clocks.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 

@@ -1,7 +1,8 @@
 //! Which family serves which op.
 
 use super::{
-    Context, Module, Props, dense, elementwise, embedding, norm, recurrent, reduce, sample, shape,
+    Context, Module, Props, attention, dense, elementwise, embedding, norm, recurrent, reduce,
+    sample, shape,
 };
 use crate::call::Call;
 use crate::device::Explanation;
@@ -28,6 +29,7 @@ macro_rules! family {
             op @ (Op::Softmax(_) | Op::Argmax(_) | Op::Reduce(_)) => {
                 reduce::$function($first, op, $last)
             }
+            Op::FlashAttention(op) => attention::$function($first, op, $last),
             Op::Sample(op) => sample::$function($first, op, $last),
             Op::Embedding(op) => embedding::$function($first, op, $last),
             Op::Dense(op) => dense::$function($first, op, $last),
@@ -51,6 +53,7 @@ pub fn modules(props: &Props, op: &Op, inputs: Inputs) -> Result<Vec<Module>> {
 pub fn workspace(props: &Props, op: &Op, inputs: Inputs) -> Result<usize> {
     match op {
         Op::Reduce(_) => reduce::workspace(props, op, inputs),
+        Op::FlashAttention(op) => attention::workspace(props, op, inputs),
         Op::Lstm(_) | Op::Gru(_) => recurrent::workspace(props, op, inputs),
         _ => Ok(0),
     }
@@ -66,6 +69,7 @@ pub unsafe fn launch(cx: &Context, call: &Call) -> Result<()> {
 /// Every module of every family.
 pub fn all_modules() -> Vec<Module> {
     [
+        attention::all_modules(),
         elementwise::all_modules(),
         shape::all_modules(),
         reduce::all_modules(),

@@ -1,6 +1,7 @@
 //! The CUDA device. Every library is opened at run time: a machine without them loads Nitrox all
 //! the same and is told what was looked for.
 
+mod attention;
 mod awake;
 pub mod cache;
 mod dense;
