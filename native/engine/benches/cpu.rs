@@ -36,7 +36,7 @@ fn benches(c: &mut Criterion) {
 
     for dtype in [DType::F32, DType::BF16, DType::F16] {
         let make = |shape: &[usize], scale| tensor(&device, dtype, shape, scale);
-        let dense = Op::Dense(Dense { activation: Activation::None });
+        let dense = Op::Dense(Dense { activation: Activation::None, norm: None });
         for rows in [1, 2, 4, 8, 512] {
             let (x, w) = (make(&[rows, 512], 1.0), make(&[512, 512], 0.04));
             let name = format!("dense/{dtype}-{rows}x512x512", dtype = dtype.name());
@@ -49,11 +49,11 @@ fn benches(c: &mut Criterion) {
             let (b, c0, h0) = (make(&[4 * h], 0.1), state(h), state(h));
             let inputs = [&x, &c0, &h0, &wi, &wh, &b].map(Some);
             let name = format!("lstm/{dtype}-b1t{time}i{h}h{h}", dtype = dtype.name());
-            case(name, Op::Lstm(Recurrent { reverse: false }), &inputs);
+            case(name, Op::Lstm(Recurrent { reverse: false, norm: None }), &inputs);
             let (wi, wh) = (make(&[h, 3 * h], 0.06), make(&[h, 3 * h], 0.06));
             let inputs = [&x, &h0, &wi, &wh, &b].map(Some);
             let name = format!("gru/{dtype}-b1t{time}i{h}h{h}", dtype = dtype.name());
-            case(name, Op::Gru(Recurrent { reverse: false }), &inputs);
+            case(name, Op::Gru(Recurrent { reverse: false, norm: None }), &inputs);
         }
         let attention = |causal| {
             let (scale, left, right, softcap, offset) = (None, None, None, None, None);

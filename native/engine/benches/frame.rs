@@ -48,7 +48,10 @@ impl Builder<'_> {
 
     fn dense(&mut self, x: Ref, input: usize, output: usize, activation: Activation) -> Ref {
         let (w, b) = (self.param(&[input, output]), self.param(&[output]));
-        Ref::Node(self.node(Op::Dense(Dense { activation }), &[Some(x), Some(w), Some(b)]), 0)
+        Ref::Node(
+            self.node(Op::Dense(Dense { activation, norm: None }), &[Some(x), Some(w), Some(b)]),
+            0,
+        )
     }
 
     fn reshape(&mut self, x: Ref, shape: &[usize]) -> Ref {
@@ -89,7 +92,7 @@ fn program(device: &Device, kind: &str) -> std::sync::Arc<Program> {
                     state.push(Tensor::from_bytes(device, spec(&[1, hidden]), &zeros).unwrap());
                 }
                 inputs.extend([Some(wi), Some(wh), Some(b)]);
-                let attrs = Recurrent { reverse: false };
+                let attrs = Recurrent { reverse: false, norm: None };
                 let op = if kind == "lstm" { Op::Lstm(attrs) } else { Op::Gru(attrs) };
                 let n = g.node(op, &inputs);
                 next_state.extend((0..states).map(|k| Ref::Node(n, k + 1)));

@@ -10,11 +10,11 @@ use crate::spec::{DType, Spec, shape_text};
 pub fn infer(op: &Op, inputs: &[Option<&Spec>]) -> Result<Vec<Spec>> {
     let inputs = Inputs { op: op.name(), specs: inputs };
     match op {
-        Op::Dense(_) => dense(&inputs),
+        Op::Dense(attrs) => dense(&inputs, attrs),
         Op::LayerNorm(attrs) => norm(&inputs, attrs, true),
         Op::RmsNorm(attrs) => norm(&inputs, attrs, false),
-        Op::Lstm(_) => lstm(&inputs),
-        Op::Gru(_) => gru(&inputs),
+        Op::Lstm(attrs) => lstm(&inputs, attrs),
+        Op::Gru(attrs) => gru(&inputs, attrs),
         Op::FlashAttention(attrs) => attention::flash(&inputs, attrs),
         Op::Embedding(_) => embedding(&inputs),
         Op::Softmax(attrs) => softmax(&inputs, attrs),
@@ -163,11 +163,35 @@ fn with_last(spec: &Spec, last: usize) -> Result<Spec> {
     spec.with_shape(shape)
 }
 
-fn dense(inputs: &Inputs) -> Result<Vec<Spec>> {
-    inputs.count(2, 4)?;
+/// Gamma, and a layer norm's beta, at `at` and behind it, where the op does a norm of x itself.
+fn fused_norm(inputs: &Inputs, norm: Option<FusedNorm>, at: usize, x: &Spec) -> Result<()> {
+    let Some(norm) = norm else { return Ok(()) };
+    check_epsilon(inputs.op, norm.epsilon)?;
+    inputs.expect(inputs.get(at, "gamma")?, "gamma", x.dtype, &[x.last()])?;
+    match inputs.optional(at + 1) {
+        Some(beta) => inputs.expect(beta, "beta", x.dtype, &[x.last()])?,
+        None if norm.centred => return Err(Error::argument(inputs.op, "beta is missing")),
+        None => {}
+    }
+    Ok(())
+}
+
+fn check_epsilon(op: &'static str, epsilon: f64) -> Result<()> {
+    if epsilon.is_finite() && epsilon >= 0.0 {
+        return Ok(());
+    }
+    Err(Error::argument(
+        op,
+        format!("epsilon must be a finite number that is not negative, got {epsilon}"),
+    ))
+}
+
+fn dense(inputs: &Inputs, attrs: &Dense) -> Result<Vec<Spec>> {
+    inputs.count(2, if attrs.norm.is_some() { 6 } else { 4 })?;
     let x = inputs.network(0, "x")?;
     let w = inputs.get(1, "w")?;
     inputs.at_least_one_axis(x, "x")?;
+    fused_norm(inputs, attrs.norm, 4, x)?;
     inputs.rank(w, "w", 2, "{in, out}")?;
     inputs.expect(w, "w", x.dtype, &[x.last(), w.last()])?;
     if let Some(b) = inputs.optional(2) {
@@ -183,12 +207,7 @@ fn dense(inputs: &Inputs) -> Result<Vec<Spec>> {
 fn norm(inputs: &Inputs, attrs: &Norm, beta: bool) -> Result<Vec<Spec>> {
     let residual_at = if beta { 3 } else { 2 };
     inputs.count(residual_at, residual_at + 1)?;
-    if !(attrs.epsilon.is_finite() && attrs.epsilon >= 0.0) {
-        return Err(Error::argument(
-            inputs.op,
-            format!("epsilon must be a finite number that is not negative, got {}", attrs.epsilon),
-        ));
-    }
+    check_epsilon(inputs.op, attrs.epsilon)?;
     let x = inputs.network(0, "x")?;
     inputs.at_least_one_axis(x, "x")?;
     inputs.expect(inputs.get(1, "gamma")?, "gamma", x.dtype, &[x.last()])?;
@@ -207,12 +226,14 @@ fn norm(inputs: &Inputs, attrs: &Norm, beta: bool) -> Result<Vec<Spec>> {
 /// What LSTM and GRU share: x, the recurrent weights and the mask. Gives (x, B, T, H).
 fn recurrent<'a>(
     inputs: &Inputs<'a>,
+    attrs: &Recurrent,
     wi_at: usize,
     gates: usize,
 ) -> Result<(&'a Spec, usize, usize, usize)> {
-    inputs.count(wi_at + 2, wi_at + 4)?;
+    inputs.count(wi_at + 2, wi_at + if attrs.norm.is_some() { 6 } else { 4 })?;
     let x = inputs.network(0, "x")?;
     inputs.rank(x, "x", 3, "{batch, time, features}")?;
+    fused_norm(inputs, attrs.norm, wi_at + 4, x)?;
     let (batch, time, features) = (x.shape()[0], x.shape()[1], x.shape()[2]);
     let wh = inputs.get(wi_at + 1, "wh")?;
     inputs.rank(wh, "wh", 2, &format!("{{hidden, {gates} * hidden}}"))?;
@@ -244,8 +265,8 @@ fn state(inputs: &Inputs, i: usize, what: &str, x: &Spec, shape: &[usize]) -> Re
     }
 }
 
-fn lstm(inputs: &Inputs) -> Result<Vec<Spec>> {
-    let (x, batch, time, hidden) = recurrent(inputs, 3, 4)?;
+fn lstm(inputs: &Inputs, attrs: &Recurrent) -> Result<Vec<Spec>> {
+    let (x, batch, time, hidden) = recurrent(inputs, attrs, 3, 4)?;
     let c = state(inputs, 1, "c0", x, &[batch, hidden])?;
     let h = state(inputs, 2, "h0", x, &[batch, hidden])?;
     if c.dtype != h.dtype {
@@ -254,8 +275,8 @@ fn lstm(inputs: &Inputs) -> Result<Vec<Spec>> {
     Ok(vec![x.with_shape([batch, time, hidden])?, c, h])
 }
 
-fn gru(inputs: &Inputs) -> Result<Vec<Spec>> {
-    let (x, batch, time, hidden) = recurrent(inputs, 2, 3)?;
+fn gru(inputs: &Inputs, attrs: &Recurrent) -> Result<Vec<Spec>> {
+    let (x, batch, time, hidden) = recurrent(inputs, attrs, 2, 3)?;
     let h = state(inputs, 1, "h0", x, &[batch, hidden])?;
     Ok(vec![x.with_shape([batch, time, hidden])?, h])
 }

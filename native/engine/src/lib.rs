@@ -5,6 +5,7 @@ pub mod cpu;
 pub mod cuda;
 pub mod device;
 pub mod error;
+mod fuse;
 pub mod infer;
 mod instance;
 mod lanes;

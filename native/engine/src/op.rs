@@ -88,6 +88,25 @@ impl Op {
             Op::Reduce(_) => "reduce",
         }
     }
+
+    /// The norm of x that the op does itself.
+    pub fn fused_norm(&self) -> Option<FusedNorm> {
+        match self {
+            Op::Dense(attrs) => attrs.norm,
+            Op::Lstm(attrs) | Op::Gru(attrs) => attrs.norm,
+            _ => None,
+        }
+    }
+
+    /// Where the gamma of such a norm stands among the inputs; none where the op can do no norm.
+    pub(crate) fn fused_gamma(&self) -> Option<usize> {
+        match self {
+            Op::Dense(_) => Some(4),
+            Op::Lstm(_) => Some(7),
+            Op::Gru(_) => Some(6),
+            _ => None,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
@@ -109,6 +128,19 @@ pub enum Activation {
 pub struct Dense {
     /// Applied after the bias and before the residual.
     pub activation: Activation,
+    /// Of x, from [`FusedNorm`]; gamma and beta are then inputs 4 and 5.
+    #[serde(skip)]
+    pub norm: Option<FusedNorm>,
+}
+
+/// A norm of its x that an op does itself, on the device alone that asked for it. The engine makes
+/// it of a norm's node and its reader's; nobody else can. Its gamma {D} and beta {D}, `None` for
+/// an RMS norm, follow the op's other inputs.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct FusedNorm {
+    /// A layer norm, not an RMS norm.
+    pub centred: bool,
+    pub epsilon: f64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
@@ -122,6 +154,9 @@ pub struct Norm {
 pub struct Recurrent {
     /// From the last frame to the first; `seq` keeps the order of `x`.
     pub reverse: bool,
+    /// Of x, from [`FusedNorm`]; gamma and beta follow the mask.
+    #[serde(skip)]
+    pub norm: Option<FusedNorm>,
 }
 
 /// Scores are `scale · q·k`, then the soft cap, then the bias, then the masks. Query i stands at

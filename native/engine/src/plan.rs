@@ -66,7 +66,7 @@ enum Storage {
 }
 
 /// A program's values, before they have places.
-struct Values<'a> {
+pub(crate) struct Values<'a> {
     graph: &'a Graph,
     params: &'a [Spec],
     states: &'a [Spec],
@@ -76,8 +76,24 @@ struct Values<'a> {
     aliases: BTreeMap<(usize, usize), Storage>,
 }
 
-impl Values<'_> {
-    fn spec(&self, r: Ref) -> Result<&Spec> {
+impl<'a> Values<'a> {
+    /// Infers the specs of all nodes.
+    pub fn new(graph: &'a Graph, params: &'a [Spec], states: &'a [Spec]) -> Result<Self> {
+        let (nodes, aliases) = (Vec::new(), BTreeMap::new());
+        let mut values = Values { graph, params, states, nodes, aliases };
+        for node in &graph.nodes {
+            let outputs = infer(&node.op, &values.specs(&node.inputs)?)?;
+            values.nodes.push(outputs);
+        }
+        Ok(values)
+    }
+
+    /// The specs of a node's inputs.
+    pub fn specs(&self, inputs: &[Option<Ref>]) -> Result<Vec<Option<&Spec>>> {
+        inputs.iter().map(|r| r.map(|r| self.spec(r)).transpose()).collect()
+    }
+
+    pub fn spec(&self, r: Ref) -> Result<&Spec> {
         let (found, what) = match r {
             Ref::Param(i) => (self.params.get(i), "parameter"),
             Ref::Input(i) => (self.graph.inputs.get(i), "input"),
@@ -104,16 +120,7 @@ pub(crate) fn plan(
     states: &[Spec],
     workspace: impl Fn(&Op, &[Option<&Spec>]) -> Result<usize>,
 ) -> Result<Plan> {
-    let mut values = Values { graph, params, states, nodes: Vec::new(), aliases: BTreeMap::new() };
-    for node in &graph.nodes {
-        let inputs = node
-            .inputs
-            .iter()
-            .map(|r| r.map(|r| values.spec(r)).transpose())
-            .collect::<Result<Vec<_>>>()?;
-        let outputs = infer(&node.op, &inputs)?;
-        values.nodes.push(outputs);
-    }
+    let mut values = Values::new(graph, params, states)?;
     check_states(&values)?;
     for &r in &graph.outputs {
         values.spec(r)?;
@@ -194,11 +201,7 @@ pub(crate) fn plan(
         if matches!(node.op, Op::Reshape(_)) {
             continue;
         }
-        let input_specs = node
-            .inputs
-            .iter()
-            .map(|r| r.map(|r| values.spec(r)).transpose())
-            .collect::<Result<Vec<_>>>()?;
+        let input_specs = values.specs(&node.inputs)?;
         let mut fresh = Vec::new();
         for (k, spec) in values.nodes[n].iter().enumerate() {
             let storage = values.storage(Ref::Node(n, k));

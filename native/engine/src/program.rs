@@ -8,6 +8,7 @@ use serde::Deserialize;
 
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::fuse::fuse;
 use crate::instance::{Instance, Outcome};
 use crate::lanes::{Held, Lanes};
 use crate::op::Op;
@@ -153,9 +154,15 @@ impl Program {
         }
         let specs =
             |tensors: &[Tensor]| tensors.iter().map(|t| t.spec().clone()).collect::<Vec<_>>();
-        let plan = plan(&graph, &specs(&params), &specs(&state), |op, inputs| {
-            device.workspace(op, inputs)
-        })?;
+        let (param_specs, state_specs) = (specs(&params), specs(&state));
+        let graph = match device {
+            Device::Cpu(_) => graph,
+            Device::Cuda(cuda) => {
+                fuse(graph, &param_specs, &state_specs, |op, inputs| cuda.fuses(op, inputs))?
+            }
+        };
+        let plan =
+            plan(&graph, &param_specs, &state_specs, |op, inputs| device.workspace(op, inputs))?;
         let stateful = !state.is_empty();
         let mut program = Program {
             device: device.clone(),

@@ -79,11 +79,12 @@ fn any_op() -> impl Strategy<Value = Op> {
         select(vec![Sum, Mean, Product, Max, Min])
     };
     prop_oneof![
-        select(ACTIVATIONS.to_vec()).prop_map(|activation| Op::Dense(Dense { activation })),
+        select(ACTIVATIONS.to_vec())
+            .prop_map(|activation| Op::Dense(Dense { activation, norm: None })),
         number().prop_map(|epsilon| Op::LayerNorm(Norm { epsilon })),
         number().prop_map(|epsilon| Op::RmsNorm(Norm { epsilon })),
-        any::<bool>().prop_map(|reverse| Op::Lstm(Recurrent { reverse })),
-        any::<bool>().prop_map(|reverse| Op::Gru(Recurrent { reverse })),
+        any::<bool>().prop_map(|reverse| Op::Lstm(Recurrent { reverse, norm: None })),
+        any::<bool>().prop_map(|reverse| Op::Gru(Recurrent { reverse, norm: None })),
         flash_attention().prop_map(Op::FlashAttention),
         Just(Op::Embedding(Embedding {})),
         (axis(), any::<bool>()).prop_map(|(axis, log)| Op::Softmax(Softmax { axis, log })),
@@ -269,11 +270,11 @@ fn every_op_says_yes_to_something() {
         lse: true,
     };
     let yes: Vec<(Op, DType, [usize; 4])> = vec![
-        (Op::Dense(Dense { activation: none }), f, [2, 3, 4, 1]),
+        (Op::Dense(Dense { activation: none, norm: None }), f, [2, 3, 4, 1]),
         (Op::LayerNorm(Norm { epsilon: 0.0 }), f, [2, 3, 1, 1]),
         (Op::RmsNorm(Norm { epsilon: 1.0 }), f, [0, 3, 1, 1]),
-        (Op::Lstm(Recurrent { reverse: true }), f, [2, 0, 4, 5]),
-        (Op::Gru(Recurrent { reverse: false }), DType::F16, [2, 3, 4, 5]),
+        (Op::Lstm(Recurrent { reverse: true, norm: None }), f, [2, 0, 4, 5]),
+        (Op::Gru(Recurrent { reverse: false, norm: None }), DType::F16, [2, 3, 4, 5]),
         (Op::FlashAttention(attention), f, [2, 3, 4, 5]),
         (Op::Embedding(Embedding {}), f, [2, 3, 4, 5]),
         (Op::Softmax(Softmax { axis: -3, log: true }), f, [2, 3, 4, 1]),
@@ -322,11 +323,11 @@ fn every_op_says_yes_to_something() {
 fn counts() {
     let x = spec(DType::F32, &[2, 3]);
     let ops: [(Op, std::ops::RangeInclusive<usize>); 8] = [
-        (Op::Dense(Dense { activation: Activation::None }), 2..=4),
+        (Op::Dense(Dense { activation: Activation::None, norm: None }), 2..=4),
         (Op::LayerNorm(Norm { epsilon: 0.0 }), 3..=4),
         (Op::RmsNorm(Norm { epsilon: 0.0 }), 2..=3),
-        (Op::Lstm(Recurrent { reverse: false }), 5..=7),
-        (Op::Gru(Recurrent { reverse: false }), 4..=6),
+        (Op::Lstm(Recurrent { reverse: false, norm: None }), 5..=7),
+        (Op::Gru(Recurrent { reverse: false, norm: None }), 4..=6),
         (Op::Softmax(Softmax { axis: 0, log: false }), 1..=1),
         (Op::Select(Select {}), 3..=3),
         (Op::Binary(Binary { kind: BinaryKind::Add }), 2..=2),
@@ -355,8 +356,8 @@ fn messages_name_expected_and_got() {
     let f = |shape: &[usize]| spec(DType::F32, shape);
     let h = |shape: &[usize]| spec(DType::F16, shape);
     let s32 = |shape: &[usize]| spec(DType::S32, shape);
-    let dense = || Op::Dense(Dense { activation: Activation::None });
-    let lstm = || Op::Lstm(Recurrent { reverse: false });
+    let dense = || Op::Dense(Dense { activation: Activation::None, norm: None });
+    let lstm = || Op::Lstm(Recurrent { reverse: false, norm: None });
     let slice = |lengths: &[usize], strides: &[usize]| {
         Op::Slice(Slice {
             starts: vec![0; lengths.len()],
@@ -409,7 +410,7 @@ fn messages_name_expected_and_got() {
             &["c0", "{:f, 32}", "{:f, 16}"],
         ),
         (
-            Op::Gru(Recurrent { reverse: false }),
+            Op::Gru(Recurrent { reverse: false, norm: None }),
             vec![f(&[2, 3, 5]), f(&[3, 4]), f(&[5, 12]), f(&[4, 12])],
             "shape",
             &["gru", "h0", "{2, 4}", "{3, 4}"],
@@ -549,7 +550,7 @@ fn sizes_near_overflow() {
     let (row, column) = (spec(DType::F16, &[1 << 40]), spec(DType::F16, &[1 << 40, 1]));
     refused(Op::Binary(Binary { kind: BinaryKind::Add }), &[&row, &column]);
     let (x, w) = (spec(DType::F32, &[1 << 40, 0]), spec(DType::F32, &[0, 1 << 40]));
-    refused(Op::Dense(Dense { activation: Activation::None }), &[&x, &w]);
+    refused(Op::Dense(Dense { activation: Activation::None, norm: None }), &[&x, &w]);
     let (table, ids) = (spec(DType::F32, &[0, 1 << 40]), spec(DType::S32, &[1 << 40]));
     refused(Op::Embedding(Embedding {}), &[&table, &ids]);
     // A predicate takes less than what it compares.

@@ -3,10 +3,12 @@
 // A block owns `lanes · VEC` columns, so that enough blocks fill the card, and all of K. Its
 // threads take `THREADS / lanes` rows of w at a time, DEPTH loads of 16 bytes in flight each; the
 // first are under way before x is there. x lies in shared memory as f32. The partial sums meet by
-// shuffles, then across warps, always in the same order.
+// shuffles, then across warps, always in the same order. With -DNORM=1 x is normalised where it
+// lies.
 
 #include "common/wide.cuh"
 #include "dense/epilogue.cuh"
+#include "norm/prologue.cuh"
 
 constexpr int THREADS = 256;
 constexpr int WARPS = THREADS / WARP;
@@ -15,7 +17,7 @@ constexpr int MAX_COLUMNS = 64;
 
 template <int ROWS, int VEC>
 __device__ __forceinline__ void product(const T* x, const T* w, Epilogue<T> end, int rows, int k,
-                                        int lanes) {
+                                        int lanes, const Prologue<T>& norm) {
     // A span holds whole batches of DEPTH · THREADS / lanes rows of w, for lanes of at least 2.
     constexpr int SPAN = 4096 / ROWS;
     static_assert(SPAN % (DEPTH * THREADS / 2) == 0, "a batch would straddle spans");
@@ -46,6 +48,7 @@ __device__ __forceinline__ void product(const T* x, const T* w, Epilogue<T> end,
 
     f32 sum[ROWS][VEC] = {};
     fetch(first);
+    const Affine mine = affine(norm, tid / ROWS, k);
     for (int base = 0; base < k; base += SPAN) {
         if (base) __syncthreads();
         // Zeros to the end of the last batch: what pads w is multiplied with what pads x.
@@ -61,6 +64,8 @@ __device__ __forceinline__ void product(const T* x, const T* w, Epilogue<T> end,
             *(Pack<f32, ROWS>*)(xs + i * ROWS) = column;
         }
         __syncthreads();
+        // Only where k is within one span.
+        if (NORM) normalise<ROWS, WARPS>(norm, mine, xs, k, (f32*)part);
         for (int at = 0; at < width; at += batch) {
             Row now[DEPTH];
 #pragma unroll
@@ -106,8 +111,9 @@ __device__ __forceinline__ void product(const T* x, const T* w, Epilogue<T> end,
 
 #define ENTRY(NAME, ROWS, VEC)                                                                    \
     extern "C" __global__ void __launch_bounds__(THREADS)                                         \
-        NAME(const T* x, const T* w, Epilogue<T> end, int rows, int k, int lanes) {               \
-        product<ROWS, VEC>(x, w, end, rows, k, lanes);                                            \
+        NAME(const T* x, const T* w, Epilogue<T> end, int rows, int k, int lanes,                 \
+             const Prologue<T> norm) {                                                            \
+        product<ROWS, VEC>(x, w, end, rows, k, lanes, norm);                                      \
     }
 
 ENTRY(vector_1, 1, 16 / sizeof(T))

@@ -9,6 +9,7 @@
 // So 512 threads were no quicker, nor are more units a block on fewer blocks.
 
 #include "common/wide.cuh"
+#include "norm/prologue.cuh"
 #include "recurrent/cell.cuh"
 
 constexpr int THREADS = 256;
@@ -31,6 +32,7 @@ struct Step {
     int rows, input, hidden; // input is 0 where `projected` is given
     int in_f32, out_f32;     // the types of the state read and written
     int lanes;
+    Prologue<T> norm; // of x, with -DNORM=1; only where x and h are within one span
 };
 
 template <int ROWS, int VEC> __device__ __forceinline__ void step(const Step& p) {
@@ -71,6 +73,7 @@ template <int ROWS, int VEC> __device__ __forceinline__ void step(const Step& p)
         }
     };
     fetch(first);
+    const Affine mine = affine(p.norm, tid / ROWS, p.input);
 
     // A thread finishes one unit of one row. What it needs for that is under way from the start.
     const int my_row = tid / units, my_unit = unit0 + tid % units;
@@ -117,6 +120,7 @@ template <int ROWS, int VEC> __device__ __forceinline__ void step(const Step& p)
             *(Pack<f32, ROWS>*)(xs + i * ROWS) = column;
         }
         __syncthreads();
+        if (NORM) normalise<ROWS, WARPS>(p.norm, mine, xs, p.input, (f32*)part);
         for (int at = 0; at < width; at += batch) {
             Row now[DEPTH];
 #pragma unroll

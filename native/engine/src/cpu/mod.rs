@@ -98,6 +98,10 @@ impl Cpu {
     /// # Safety
     /// As for [`crate::Device::execute`].
     pub unsafe fn execute(&self, call: &Call) -> Result<()> {
+        if call.op.fused_norm().is_some() {
+            let name = call.op.name();
+            return Err(Error::Internal(format!("{name}: a norm was fused in, on the CPU")));
+        }
         // SAFETY: the caller's promise.
         unsafe {
             match call.op {

@@ -2,6 +2,7 @@
 
 use super::launch::{Args, Context, Grid};
 use super::modules::Module;
+use super::norm::{Prologue, explain_prologue};
 use super::props::Props;
 use crate::call::Call;
 use crate::device::Explanation;
@@ -16,6 +17,8 @@ const VECTOR_THREADS: u32 = 256;
 
 /// Rows up to which w is read for all of them at once.
 const FEW: usize = 8;
+/// Values of x that a block of a vector kernel holds at a time.
+const SPAN: usize = 4096;
 /// The kernels count inner and columns in 32 bits, with room for a tile.
 const LONGEST: usize = (1 << 31) - (1 << 12);
 
@@ -28,6 +31,8 @@ pub(super) struct Product {
     pub dtype: DType,
     /// The result is f32 whatever the storage type: pre-activations of a recurrent net.
     pub to_f32: bool,
+    /// x is to be normalised first.
+    pub norm: bool,
 }
 
 /// Where a product's operands lie; 0 where there is none.
@@ -38,6 +43,7 @@ pub(super) struct Operands {
     pub bias: u64,
     pub residual: u64,
     pub y: u64,
+    pub norm: Prologue,
 }
 
 /// As in `dense/epilogue.cuh`.
@@ -117,24 +123,31 @@ fn plan(props: &Props, p: &Product) -> Result<Plan> {
         } else {
             (1, 32 / p.dtype.size())
         };
-        let (variant, entry) = match (whole, p.rows) {
-            (true, 0..=1) => ("vector", "vector_1"),
-            (true, 2) => ("vector", "vector_2"),
-            (true, 3..=4) => ("vector", "vector_4"),
-            (true, _) => ("vector", "vector_8"),
-            (false, 0..=1) => ("vector_odd", "odd_1"),
-            (false, _) => ("vector_odd", "odd_8"),
+        let (variant, entry, held) = match (whole, p.rows) {
+            (true, 0..=1) => ("vector", "vector_1", 1),
+            (true, 2) => ("vector", "vector_2", 2),
+            (true, 3..=4) => ("vector", "vector_4", 4),
+            (true, _) => ("vector", "vector_8", 8),
+            (false, 0..=1) => ("vector_odd", "odd_1", 1),
+            (false, _) => ("vector_odd", "odd_8", 8),
         };
+        if p.norm && (p.inner == 0 || p.inner > SPAN / held) {
+            return Err(Error::Internal("dense: a fused norm of a row that is not held".into()));
+        }
+        let module = Module::of(VECTOR, p.dtype);
         let how = if whole { "16 bytes a load" } else { "rows of w are no whole 16-byte packs" };
         let blocks = if p.rows == 0 { 0 } else { p.columns.div_ceil(lanes * width) };
         return Ok(Plan {
-            module: Module::of(VECTOR, p.dtype),
+            module: if p.norm { module.define("NORM", 1) } else { module },
             entry,
             grid: Grid::new(blocks, VECTOR_THREADS)?,
             lanes: Some(lanes),
             variant,
             why: format!("{} row(s): w is read once, {how}", p.rows),
         });
+    }
+    if p.norm {
+        return Err(Error::Internal("dense: a fused norm in a tiled product".into()));
     }
     let (tiles, module, unit) = match p.dtype {
         DType::F32 => (&F32_TILES, Module::of(TILED_F32, p.dtype), "f32 multiply-adds"),
@@ -193,7 +206,7 @@ pub(super) unsafe fn launch_product(
         padding: 0,
     });
     match plan.lanes {
-        Some(lanes) => args.i32(p.rows as i32).i32(p.inner as i32).i32(lanes as i32),
+        Some(lanes) => args.i32(p.rows as i32).i32(p.inner as i32).i32(lanes as i32).value(at.norm),
         None => args.i64(p.rows as i64).i32(p.inner as i32),
     };
     let function = cx.function(&plan.module, plan.entry)?;
@@ -201,32 +214,45 @@ pub(super) unsafe fn launch_product(
     unsafe { cx.launch(&function, plan.grid, &mut args) }
 }
 
-fn product(inputs: &[Option<&Spec>]) -> Result<Product> {
+fn product(op: &Dense, inputs: &[Option<&Spec>]) -> Result<Product> {
     let [Some(x), Some(w), ..] = inputs else {
         return Err(Error::Internal("dense without its inputs".into()));
     };
     let (rows, inner, columns) = (x.rows(), x.last(), w.last());
-    Ok(Product { rows, inner, columns, dtype: x.dtype, to_f32: false })
+    Ok(Product { rows, inner, columns, dtype: x.dtype, to_f32: false, norm: op.norm.is_some() })
 }
 
-pub fn explain(props: &Props, _: &Dense, inputs: &[Option<&Spec>]) -> Result<Explanation> {
-    let p = product(inputs)?;
-    let (variant, why) = explain_product(props, &p)?;
+/// Whether one launch does the norm of x as well.
+pub fn fuses(props: &Props, op: &Dense, inputs: &[Option<&Spec>]) -> bool {
+    product(op, inputs).is_ok_and(|p| p.rows > 0 && p.columns > 0 && plan(props, &p).is_ok())
+}
+
+pub fn explain(props: &Props, op: &Dense, inputs: &[Option<&Spec>]) -> Result<Explanation> {
+    let p = product(op, inputs)?;
+    let (variant, mut why) = explain_product(props, &p)?;
+    why.push_str(explain_prologue(op.norm));
     Ok(Explanation { variant, why, launches: usize::from(p.rows > 0 && p.columns > 0) })
 }
 
-pub fn modules(props: &Props, _: &Dense, inputs: &[Option<&Spec>]) -> Result<Vec<Module>> {
-    Ok(vec![product_module(props, &product(inputs)?)?])
+pub fn modules(props: &Props, op: &Dense, inputs: &[Option<&Spec>]) -> Result<Vec<Module>> {
+    Ok(vec![product_module(props, &product(op, inputs)?)?])
 }
 
 /// # Safety
 /// As for [`crate::Device::execute`].
 pub unsafe fn launch(cx: &Context, op: &Dense, call: &Call) -> Result<()> {
     let specs = [call.input(0).map(|v| v.spec), call.input(1).map(|v| v.spec)];
-    let p = product(&specs)?;
+    let p = product(op, &specs)?;
     let addr = |i| call.input(i).map_or(0, |v| v.addr);
     let y = call.outputs.first().map_or(0, |v| v.addr);
-    let at = Operands { x: addr(0), w: addr(1), bias: addr(2), residual: addr(3), y };
+    let at = Operands {
+        x: addr(0),
+        w: addr(1),
+        bias: addr(2),
+        residual: addr(3),
+        y,
+        norm: Prologue::of(call),
+    };
     // SAFETY: the caller vouches for the call's views, which `infer` has passed.
     unsafe { launch_product(cx, &p, op.activation, at) }
 }
@@ -235,6 +261,7 @@ pub fn all_modules() -> Vec<Module> {
     let mut all = vec![Module::of(TILED_F32, DType::F32)];
     for dtype in [DType::F32, DType::BF16, DType::F16] {
         all.push(Module::of(VECTOR, dtype));
+        all.push(Module::of(VECTOR, dtype).define("NORM", 1));
     }
     all.extend([DType::BF16, DType::F16].map(|t| Module::of(TILED_MMA, t)));
     all

@@ -49,6 +49,15 @@ pub fn modules(props: &Props, op: &Op, inputs: Inputs) -> Result<Vec<Module>> {
     family!(modules(props, op, inputs))
 }
 
+/// Whether the op's kernel does the norm of x that is fused into it.
+pub fn fuses(props: &Props, op: &Op, inputs: Inputs) -> bool {
+    match op {
+        Op::Dense(attrs) => dense::fuses(props, attrs, inputs),
+        Op::Lstm(_) | Op::Gru(_) => recurrent::fuses(props, op, inputs),
+        _ => false,
+    }
+}
+
 /// Bytes of scratch that a launch will need; most families need none.
 pub fn workspace(props: &Props, op: &Op, inputs: Inputs) -> Result<usize> {
     match op {

@@ -210,6 +210,11 @@ impl Cuda {
         dispatch::modules(&self.props, op, inputs)?.iter().try_for_each(|m| self.modules.prepare(m))
     }
 
+    /// Whether `op`, which has a norm of its x fused in, is one launch with it.
+    pub(crate) fn fuses(&self, op: &Op, inputs: &[Option<&Spec>]) -> bool {
+        dispatch::fuses(&self.props, op, inputs)
+    }
+
     pub fn workspace(&self, op: &Op, inputs: &[Option<&Spec>]) -> Result<usize> {
         dispatch::workspace(&self.props, op, inputs)
     }

@@ -6,7 +6,7 @@ use super::props::Props;
 use crate::call::Call;
 use crate::device::Explanation;
 use crate::error::{Error, Result};
-use crate::op::{self, Op};
+use crate::op::{self, FusedNorm, Op};
 use crate::spec::{DType, Spec};
 
 const SOURCE: &str = "norm/norm.cu";
@@ -32,6 +32,41 @@ struct Norm {
     centred: i32,
     epsilon: f32,
     padding: i32,
+}
+
+/// A norm of x in the kernel that reads x, as in `norm/prologue.cuh`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Prologue {
+    gamma: u64,
+    beta: u64,
+    epsilon: f32,
+    centred: i32,
+}
+
+impl Prologue {
+    /// That of the call's op; all zeros where it has none.
+    pub fn of(call: &Call) -> Self {
+        let (Some(norm), Some(at)) = (call.op.fused_norm(), call.op.fused_gamma()) else {
+            return Prologue::default();
+        };
+        let addr = |i| call.input(i).map_or(0, |v| v.addr);
+        Prologue {
+            gamma: addr(at),
+            beta: addr(at + 1),
+            epsilon: norm.epsilon as f32,
+            centred: i32::from(norm.centred),
+        }
+    }
+}
+
+/// What an explanation says of a fused norm.
+pub(super) fn explain_prologue(norm: Option<FusedNorm>) -> &'static str {
+    match norm {
+        None => "",
+        Some(FusedNorm { centred: true, .. }) => ", with the layer norm of x in its prologue",
+        Some(FusedNorm { centred: false, .. }) => ", with the RMS norm of x in its prologue",
+    }
 }
 
 struct Plan {

@@ -3,12 +3,13 @@
 use super::dense::{self, Operands, Product};
 use super::launch::{Args, Context, Grid};
 use super::modules::Module;
+use super::norm::{Prologue, explain_prologue};
 use super::props::Props;
 use super::window::{self, Window};
 use crate::call::Call;
 use crate::device::Explanation;
 use crate::error::{Error, Result};
-use crate::op::{Activation, Op};
+use crate::op::{Activation, FusedNorm, Op};
 use crate::spec::{DType, Spec};
 
 const STEP: &str = "recurrent/step.cu";
@@ -16,6 +17,8 @@ const STEP_THREADS: u32 = 256;
 /// Rows that a block of the step kernel takes at a time.
 const STEP_ROWS: usize = 8;
 const STEP_BLOCKS: usize = 64;
+/// Values of x and h that a block of the step kernel holds at a time.
+const STEP_SPAN: usize = 4096;
 /// Below so many steps a launch for each is quicker than a projection and what it takes to set a
 /// window up.
 const WINDOW_STEPS: usize = 4;
@@ -35,6 +38,8 @@ pub(super) struct Layer {
     pub input: usize,
     pub hidden: usize,
     pub reverse: bool,
+    /// Of x, in the step kernel.
+    pub norm: Option<FusedNorm>,
     /// `c0`, of an LSTM.
     pub c: Option<usize>,
     pub h: usize,
@@ -76,6 +81,7 @@ impl Layer {
             input: features,
             hidden,
             reverse: attrs.reverse,
+            norm: attrs.norm,
             c,
             h,
             wi,
@@ -90,6 +96,7 @@ impl Layer {
             columns: self.gates * self.hidden,
             dtype: self.dtype,
             to_f32: true,
+            norm: false,
         }
     }
 
@@ -101,6 +108,17 @@ impl Layer {
 
     fn module(&self, source: &'static str) -> Module {
         Module::of(source, self.dtype).define("GATES", self.gates)
+    }
+
+    fn step_module(&self) -> Module {
+        let module = self.module(STEP);
+        if self.norm.is_some() { module.define("NORM", 1) } else { module }
+    }
+
+    /// Whether a block of the step kernel holds all of x, of all rows.
+    fn holds_x(&self) -> bool {
+        let rows = if self.batch == 1 { 1 } else { STEP_ROWS };
+        self.batch <= rows && self.input > 0 && self.input + self.hidden <= STEP_SPAN / rows
     }
 
     fn state_bytes(&self) -> usize {
@@ -126,6 +144,14 @@ enum Plan {
         projected: bool,
         why: String,
     },
+}
+
+/// Whether one launch does the norm of x as well.
+pub fn fuses(props: &Props, op: &Op, inputs: &[Option<&Spec>]) -> bool {
+    Layer::of(op, inputs).is_ok_and(|layer| {
+        let plan = plan(props, &layer);
+        layer.steps == 1 && layer.holds_x() && matches!(plan, Plan::Steps { projected: false, .. })
+    })
 }
 
 fn plan(props: &Props, layer: &Layer) -> Plan {
@@ -171,6 +197,7 @@ pub fn explain(props: &Props, op: &Op, inputs: &[Option<&Spec>]) -> Result<Expla
                 true => format!("{why}: a launch a step, after x · wi for all of them"),
                 false => format!("{why}: a launch a step, x · wi in it"),
             };
+            let why = why + explain_prologue(layer.norm);
             Explanation { variant, why, launches: layer.steps + usize::from(projected) }
         }
     })
@@ -181,7 +208,7 @@ pub fn modules(props: &Props, op: &Op, inputs: &[Option<&Spec>]) -> Result<Vec<M
     let (module, projected) = match plan(props, &layer) {
         Plan::Nothing => return Ok(Vec::new()),
         Plan::Window(window) => (window.module(&layer), true),
-        Plan::Steps { projected, .. } => (layer.module(STEP), projected),
+        Plan::Steps { projected, .. } => (layer.step_module(), projected),
     };
     let mut all = vec![module];
     if projected {
@@ -207,6 +234,9 @@ pub fn workspace(props: &Props, op: &Op, inputs: &[Option<&Spec>]) -> Result<usi
 pub unsafe fn launch(cx: &Context, op: &Op, call: &Call) -> Result<()> {
     let specs: Vec<_> = call.inputs.iter().map(|v| v.as_ref().map(|v| v.spec)).collect();
     let layer = Layer::of(op, &specs)?;
+    if layer.norm.is_some() && !fuses(cx.props(), op, &specs) {
+        return Err(Error::Internal(format!("{}: a fused norm of rows not held", op.name())));
+    }
     let plan = plan(cx.props(), &layer);
     // SAFETY: the caller's promise covers the call's views and the workspace.
     unsafe {
@@ -247,7 +277,7 @@ unsafe fn pass_state(cx: &Context, layer: &Layer, call: &Call) -> Result<()> {
 unsafe fn project(cx: &Context, layer: &Layer, call: &Call) -> Result<()> {
     let addr = |i| call.input(i).map_or(0, |v| v.addr);
     let (x, w, bias) = (addr(0), addr(layer.wi), addr(layer.wi + 2));
-    let at = Operands { x, w, bias, residual: 0, y: call.workspace };
+    let at = Operands { x, w, bias, residual: 0, y: call.workspace, norm: Prologue::default() };
     // SAFETY: the caller vouches for the views and the workspace.
     unsafe { dense::launch_product(cx, &layer.projection(), Activation::None, at) }
 }
@@ -277,6 +307,7 @@ struct Step {
     in_f32: i32,
     out_f32: i32,
     lanes: i32,
+    norm: Prologue,
 }
 
 unsafe fn launch_steps(cx: &Context, layer: &Layer, projected: bool, call: &Call) -> Result<()> {
@@ -299,7 +330,7 @@ unsafe fn launch_steps(cx: &Context, layer: &Layer, projected: bool, call: &Call
     };
     let blocks = [hidden.div_ceil(lanes * width), batch.div_ceil(rows), 1];
     let grid = Grid::new_3d(blocks, STEP_THREADS)?;
-    let function = cx.function(&layer.module(STEP), entry)?;
+    let function = cx.function(&layer.step_module(), entry)?;
 
     let addr = |i: usize| call.input(i).map_or(0, |v| v.addr);
     let out = |i: usize| call.outputs.get(i).map_or(0, |v| v.addr);
@@ -346,6 +377,7 @@ unsafe fn launch_steps(cx: &Context, layer: &Layer, projected: bool, call: &Call
             in_f32: if first { state_f32 } else { 1 },
             out_f32: if last { state_f32 } else { 1 },
             lanes: lanes as i32,
+            norm: Prologue::of(call),
         });
         // SAFETY: this is the entry's parameter, and the caller vouches for the addresses.
         unsafe { cx.launch(&function, grid, &mut args) }?;
@@ -357,7 +389,8 @@ pub fn all_modules() -> Vec<Module> {
     let mut all = Vec::new();
     for dtype in [DType::F32, DType::BF16, DType::F16] {
         for gates in [4, 3] {
-            all.push(Module::of(STEP, dtype).define("GATES", gates));
+            let step = Module::of(STEP, dtype).define("GATES", gates);
+            all.extend([step.clone(), step.define("NORM", 1)]);
             all.extend(window::all_modules(dtype, gates));
         }
     }

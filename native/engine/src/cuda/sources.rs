@@ -30,6 +30,7 @@ pub static SOURCES: &[(&str, &str)] = sources![
     "embedding/embedding.cu",
     "graph/done.cu",
     "norm/norm.cu",
+    "norm/prologue.cuh",
     "recurrent/cell.cuh",
     "recurrent/step.cu",
     "recurrent/window.cuh",

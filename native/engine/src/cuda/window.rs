@@ -240,7 +240,20 @@ mod tests {
     fn layer(dtype: DType, batch: usize, hidden: usize) -> Layer {
         let (steps, input) = (60, 64);
         let (gates, c, h, wi, reverse) = (4, Some(1), 2, 3, false);
-        Layer { gates, dtype, state: dtype, batch, steps, input, hidden, reverse, c, h, wi }
+        Layer {
+            gates,
+            dtype,
+            state: dtype,
+            batch,
+            steps,
+            input,
+            hidden,
+            reverse,
+            norm: None,
+            c,
+            h,
+            wi,
+        }
     }
 
     /// Whatever is chosen is there at once, covers the layer, and keeps to what the kernels take.

@@ -30,7 +30,10 @@ fn check(
     let w = run.rng.normal(dtype, &[inner, outer], 1.0 / (inner.max(1) as f64).sqrt());
     let b = bias.then(|| run.rng.normal(dtype, &[outer], 0.5));
     let r = residual.then(|| run.rng.normal(dtype, &with(outer), 1.0));
-    run.check(Op::Dense(Dense { activation }), &[Some(&x), Some(&w), b.as_ref(), r.as_ref()]);
+    run.check(
+        Op::Dense(Dense { activation, norm: None }),
+        &[Some(&x), Some(&w), b.as_ref(), r.as_ref()],
+    );
 }
 
 const BOTH: [[bool; 2]; 4] = [[false, false], [true, false], [false, true], [true, true]];
@@ -125,7 +128,10 @@ fn extremes() {
             let w = run.rng.normal(dtype, &[k, n], 1.0 / (k as f64).sqrt());
             let b = run.rng.normal(dtype, &[n], 1.0);
             for activation in [Activation::None, Activation::Relu, Activation::Tanh] {
-                run.check(Op::Dense(Dense { activation }), &[Some(&x), Some(&w), Some(&b), None]);
+                run.check(
+                    Op::Dense(Dense { activation, norm: None }),
+                    &[Some(&x), Some(&w), Some(&b), None],
+                );
             }
         }
     }
@@ -135,7 +141,10 @@ fn extremes() {
             let x = run.rng.floats(DType::F32, &[m, 50], |r, _| a * r.uniform(0.5, 1.0));
             let w = run.rng.floats(DType::F32, &[50, 19], |r, _| b * r.uniform(0.5, 1.0));
             let activation = Activation::None;
-            run.check(Op::Dense(Dense { activation }), &[Some(&x), Some(&w), None, None]);
+            run.check(
+                Op::Dense(Dense { activation, norm: None }),
+                &[Some(&x), Some(&w), None, None],
+            );
         }
     }
     run.finish();

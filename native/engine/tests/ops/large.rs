@@ -110,7 +110,7 @@ fn network() {
             let x = run.rng.normal(dtype, &[m, k], 1.0);
             let w = run.rng.normal(dtype, &[k, n], 1.0 / (k as f64).sqrt());
             let b = run.rng.normal(dtype, &[n], 1.0);
-            let dense = Dense { activation: Activation::Gelu };
+            let dense = Dense { activation: Activation::Gelu, norm: None };
             run.check(Op::Dense(dense), &[Some(&x), Some(&w), Some(&b)]);
         }
         for shape in [[301, 4096], [5003, 129]] {

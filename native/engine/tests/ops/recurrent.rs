@@ -71,7 +71,7 @@ fn check(run: &mut Run, dtype: DType, [batch, time, features, hidden]: [usize; 4
         Mask::All => Some(run.rng.ints(DType::U8, &[batch, time], 1, 255)),
         Mask::None => Some(run.rng.ints(DType::U8, &[batch, time], 0, 0)),
     };
-    let attrs = Recurrent { reverse: o.reverse };
+    let attrs = Recurrent { reverse: o.reverse, norm: None };
     let b = o.bias.then(|| run.rng.normal(dtype, &[4 * hidden], 0.5));
 
     let (c0, h0) = (states(run), states(run));
@@ -147,7 +147,7 @@ fn one_state() {
         let wi = run.rng.normal(dtype, &[5, 28], 0.4);
         let wh = run.rng.normal(dtype, &[7, 28], 0.4);
         let s = run.rng.normal(dtype, &[2, 7], 1.0);
-        let op = Op::Lstm(Recurrent { reverse: false });
+        let op = Op::Lstm(Recurrent { reverse: false, norm: None });
         for [c0, h0] in [[Some(&s), None], [None, Some(&s)], [None, None]] {
             let inputs = [Some(&x), c0, h0, Some(&wi), Some(&wh), None, None];
             run.check(op.clone(), &inputs);
@@ -164,7 +164,7 @@ fn extremes() {
     let mut run = Run::new("recurrent extremes");
     for dtype in NETWORK {
         for reverse in [false, true] {
-            let attrs = Recurrent { reverse };
+            let attrs = Recurrent { reverse, norm: None };
             let (batch, time, features, hidden) = (4, 6, 5, 9);
             let mut x = run.rng.normal(dtype, &[batch, time, features], 1.0).to_f64();
             x[0] = 6e4;

@@ -41,7 +41,7 @@ fn lstm_by_hand() {
     let wh = f32s(&[1, 4], &[2.0, -2.0, 0.0, -4.0]);
     let b = f32s(&[4], &[0.0, -1.0, -3.0, -2.0]);
     // Pre-activations: i 1 + 1 + 0 = 2, f 2 − 1 − 1 = 0, g 3 + 0 − 3 = 0, o 4 − 2 − 2 = 0.
-    let op = Op::Lstm(Recurrent { reverse: false });
+    let op = Op::Lstm(Recurrent { reverse: false, norm: None });
     let inputs = [Some(&x), Some(&c0), Some(&h0), Some(&wi), Some(&wh), Some(&b)];
     let out = evaluate(&op, &inputs);
     let h = 0.5 * 1f64.tanh();
@@ -71,7 +71,7 @@ fn masks_and_reverse_by_hand() {
     let step = |x: f64, h: f64| 0.5 * x.tanh() + 0.5 * h;
     let run = |reverse| {
         let inputs = [Some(&x), Some(&h0), Some(&wi), Some(&wh), None, Some(&mask)];
-        evaluate(&Op::Gru(Recurrent { reverse }), &inputs)
+        evaluate(&Op::Gru(Recurrent { reverse, norm: None }), &inputs)
     };
     let (a, b) = (step(1.0, 0.25), step(3.0, step(1.0, 0.25)));
     close(numbers(&run(false)[0]), &[a, a, b]);
@@ -90,7 +90,7 @@ fn gru_by_hand() {
     let b = f32s(&[4], &[0.0, 0.0, 4.0, 8.0]);
     // n = tanh(1 + 4 + ½(1 + 8)) = tanh 9.5; h = ½n + ¼.
     let out = evaluate(
-        &Op::Gru(Recurrent { reverse: false }),
+        &Op::Gru(Recurrent { reverse: false, norm: None }),
         &[Some(&x), Some(&h0), Some(&wi), Some(&wh), Some(&b)],
     );
     close(numbers(&out[1]), &[0.5 * 9.5f64.tanh() + 0.25]);
@@ -101,7 +101,7 @@ fn network_by_hand() {
     let x = f32s(&[2, 2], &[1.0, 2.0, 3.0, 4.0]);
     let w = f32s(&[2, 3], &[1.0, 0.0, -1.0, 0.0, 1.0, -1.0]);
     let (b, r) = (f32s(&[3], &[0.0, 10.0, 0.0]), f32s(&[2, 3], &[0.5; 6]));
-    let op = Op::Dense(Dense { activation: Activation::Relu });
+    let op = Op::Dense(Dense { activation: Activation::Relu, norm: None });
     let out = evaluate(&op, &[Some(&x), Some(&w), Some(&b), Some(&r)]);
     close(numbers(&out[0]), &[1.5, 12.5, 0.5, 3.5, 14.5, 0.5]);
 

@@ -68,13 +68,13 @@ fn check(op: &Op, inputs: &[Array], expected: &[Array]) {
 fn lstm() {
     for (inputs, expected) in cases("lstm", &["x", "c0", "h0", "wi", "wh", "b"], &["seq", "c", "h"])
     {
-        check(&Op::Lstm(Recurrent { reverse: false }), &inputs, &expected);
+        check(&Op::Lstm(Recurrent { reverse: false, norm: None }), &inputs, &expected);
     }
 }
 
 #[test]
 fn gru() {
     for (inputs, expected) in cases("gru", &["x", "h0", "wi", "wh", "b"], &["seq", "h"]) {
-        check(&Op::Gru(Recurrent { reverse: false }), &inputs, &expected);
+        check(&Op::Gru(Recurrent { reverse: false, norm: None }), &inputs, &expected);
     }
 }
