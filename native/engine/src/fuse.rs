@@ -224,11 +224,6 @@ mod tests {
         Graph { nodes, inputs, outputs: outputs.to_vec(), next_state: vec![] }
     }
 
-    fn parts(graph: &Graph) -> (Vec<(Op, Vec<Option<Ref>>)>, Vec<Ref>, Vec<Ref>) {
-        let nodes = graph.nodes.iter().map(|n| (n.op.clone(), n.inputs.clone())).collect();
-        (nodes, graph.outputs.clone(), graph.next_state.clone())
-    }
-
     /// The fused graph, which `infer` takes as well, on a device that can do all.
     fn pass(graph: Graph, states: &[Spec]) -> Graph {
         let fused = fuse(graph, &params(), states, |op, inputs| {
@@ -242,7 +237,12 @@ mod tests {
     }
 
     fn same(got: &Graph, expected: &Graph) {
-        assert_eq!(parts(got), parts(expected));
+        let nodes = |g: &Graph| -> Vec<_> {
+            g.nodes.iter().map(|n| (n.op.clone(), n.inputs.clone())).collect()
+        };
+        assert_eq!(nodes(got), nodes(expected));
+        assert_eq!(got.outputs, expected.outputs);
+        assert_eq!(got.next_state, expected.next_state);
     }
 
     #[track_caller]

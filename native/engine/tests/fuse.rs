@@ -2,6 +2,8 @@
 //! that no other norm is. What the pass does with a graph is tested where it is written.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use std::collections::BTreeMap;
+
 use nitrox_engine::op::*;
 use nitrox_engine::program::{
     Feed, Graph, Mode, Node, Options, Output, Program, Ref, Session, Started,
@@ -183,7 +185,7 @@ fn done(started: Started) -> Vec<Tensor> {
 /// The worst errors against their bounds, and every failure, so that one run shows them all.
 #[derive(Default)]
 struct Report {
-    worst: f64,
+    worst: BTreeMap<&'static str, f64>,
     failures: Vec<String>,
     programs: usize,
     fused: usize,
@@ -207,7 +209,8 @@ impl Report {
         if error.is_nan() || error > 1.0 {
             self.failures.push(format!("{what}: {error:.2} times the bound"));
         }
-        self.worst = self.worst.max(error);
+        let worst = self.worst.entry(dtype.name()).or_default();
+        *worst = worst.max(error);
     }
 
     /// `kernels` are those of the program's ops, `before` those of the same ops without fusion.
@@ -259,7 +262,7 @@ impl Report {
 
     fn finish(self, name: &str) {
         let Report { worst, failures, programs, fused } = self;
-        println!("{name}: {programs} programs, {fused} norms fused, {worst:.3} of the bound");
+        println!("{name}: {programs} programs, {fused} norms fused, of the bound {worst:.3?}");
         assert!(failures.is_empty(), "{}: {}", failures.len(), failures.join("\n"));
         assert!(fused > 0, "no norm was fused");
     }
