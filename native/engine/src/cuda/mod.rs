@@ -2,6 +2,7 @@
 //! the same and is told what was looked for.
 
 pub mod cache;
+mod conv;
 mod dense;
 mod dispatch;
 mod driver;
@@ -11,6 +12,7 @@ pub mod graph;
 pub mod launch;
 pub mod memory;
 pub mod modules;
+mod mlp;
 mod norm;
 pub mod nvrtc;
 mod probe;
@@ -18,7 +20,9 @@ pub mod props;
 mod recurrent;
 mod reduce;
 pub(crate) mod runner;
+mod rope;
 mod sample;
+mod scan;
 mod search;
 mod shape;
 pub mod sources;

@@ -9,14 +9,18 @@ mod harness;
 mod rng;
 
 mod cast;
+mod conv;
 mod dense;
 mod elementwise;
 mod embedding;
 mod large;
+mod mlp;
 mod norm;
 mod recurrent;
 mod reduce;
+mod rope;
 mod sample;
+mod scan;
 mod selfcheck;
 mod shape;
 mod softmax;

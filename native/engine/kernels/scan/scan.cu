@@ -1,0 +1,342 @@
+// selective_scan: h ← exp(dt·A)·h + dt·B·x, y = (C·h + d·x)·silu(z) + residual, and the norm over D
+// where a block has whole rows.
+//
+// A channel's states are shared by `groups` lanes of a warp, in registers and f32. A block has `wide`
+// channels and goes through its frames tile by tile: all threads bring dt and dt·x
+// of a tile to shared memory, so that what dt takes is computed once a channel; then every lane
+// advances its states frame after frame and the lanes of a channel add up C·h; then all threads
+// finish y, in the order it lies in memory.
+//
+// Along L: a tile is cut among `splits` sets of warps. Each first finds what its frames make of a
+// state of zero, and how much time passes in them; what comes in is folded from those before it,
+// exp(Σ dt · A) being the decay over any number of frames, and then the frames are run again from
+// there. Where that is too little a grid of `chunks` does the same in two launches.
+
+#include "common/warp.cuh"
+
+struct Scan {
+    const T* x;
+    const T* dt;
+    const void* a;
+    const T* b;
+    const T* c;
+    const void* d;     // or null, as all below
+    const T* z;
+    const void* bias;
+    const f32* state;
+    const T* residual;
+    const T* gamma;
+    const T* beta;
+    T* y;
+    T* normed;         // null where the norm is not done here
+    f32* h;
+    f32* carry;        // {B, chunks, D, N}: what a chunk makes of a state of zero
+    f32* elapsed;      // {B, chunks, D}: the sum of its dt
+    s64 length;
+    s64 chunk;         // frames of a chunk
+    int channels;
+    int states;
+    int tiles;
+    int chunks;
+    int wide;          // channels of a block
+    int groups;        // lanes of a channel, a power of two
+    int splits;
+    int steps;         // frames of a split
+    int a_f32, d_f32, bias_f32;
+    int softplus, clamp, centred;
+    f32 low, high, epsilon;
+    int padding;
+};
+
+__device__ __forceinline__ f32 parameter(const void* p, int is_f32, s64 i) {
+    return is_f32 ? ((const f32*)p)[i] : to_f32(((const T*)p)[i]);
+}
+
+// 2^x. For 16-bit types what is below the normal numbers may go to zero.
+__device__ __forceinline__ f32 power(f32 x) {
+    if (sizeof(T) == 4) return exp2f(x);
+    f32 y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+__device__ __forceinline__ f32 step_of(const Scan& p, f32 dt, f32 bias) {
+    dt += bias;
+    if (p.softplus) dt = (dt < 0.f ? 0.f : dt) + log1pf(expf(-fabsf(dt)));
+    if (p.clamp) { // a NaN stays one
+        dt = dt < p.low ? p.low : dt;
+        dt = dt > p.high ? p.high : dt;
+    }
+    return dt;
+}
+
+// The norm of rows of D values in shared memory, a warp a row.
+__device__ __forceinline__ void norm_rows(const Scan& p, const f32* rows, int count, s64 at) {
+    const int lane = threadIdx.x % WARP, n = p.channels;
+    for (int f = threadIdx.x / WARP; f < count; f += blockDim.x / WARP) {
+        const f32* row = rows + (s64)f * p.wide;
+        f32 mean = 0.f, squares = 0.f, rest = 0.f;
+        if (p.centred) {
+    #pragma unroll 1
+        for (int i = lane; i < n; i += WARP) mean += row[i];
+            mean = warp_sum(mean) / n;
+        }
+#pragma unroll 1
+        for (int i = lane; i < n; i += WARP) {
+            const f32 off = row[i] - mean;
+            squares = fmaf(off, off, squares);
+            rest += off;
+        }
+        // What the rounding of the mean has left.
+        const f32 shift = p.centred ? warp_sum(rest) / n : 0.f;
+        const f32 scale = 1.f / sqrtf(warp_sum(squares) / n - shift * shift + p.epsilon);
+#pragma unroll 1
+        for (int i = lane; i < n; i += WARP) {
+            f32 v = (row[i] - mean - shift) * scale * to_f32(p.gamma[i]);
+            if (p.beta) v += to_f32(p.beta[i]);
+            p.normed[at + (s64)f * n + i] = from_f32<T>(v);
+        }
+    }
+}
+
+template <int EACH> struct States {
+    f32 a[EACH]; // times log2 e
+    f32 h[EACH];
+};
+
+// COUNT frames from `dt`, `u`, `b` and `c` on; y takes the place of u.
+template <int EACH, int LANES, int COUNT, bool OUT>
+__device__ __forceinline__ void advance(States<EACH>& s, const f32* dt, f32* u, const f32* b,
+                                        const f32* c, int wide, int padded, int per_warp,
+                                        int group) {
+    f32 dts[COUNT], us[COUNT], y[COUNT];
+#pragma unroll
+    for (int f = 0; f < COUNT; f++) {
+        dts[f] = dt[f * wide];
+        us[f] = u[f * wide];
+        y[f] = 0.f;
+    }
+#pragma unroll
+    for (int f = 0; f < COUNT; f++) {
+#pragma unroll
+        for (int q = 0; q < EACH; q += 4) {
+            const float4 b4 = *(const float4*)(b + f * padded + q);
+            const f32 bs[4] = {b4.x, b4.y, b4.z, b4.w};
+            f32 cs[4] = {};
+            if (OUT) {
+                const float4 c4 = *(const float4*)(c + f * padded + q);
+                cs[0] = c4.x, cs[1] = c4.y, cs[2] = c4.z, cs[3] = c4.w;
+            }
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                f32& h = s.h[q + j];
+                h = fmaf(power(dts[f] * s.a[q + j]), h, us[f] * bs[j]);
+                if (OUT) y[f] = fmaf(h, cs[j], y[f]);
+            }
+        }
+    }
+    if constexpr (!OUT) return;
+    if constexpr (LANES == 4 && COUNT == 4) {
+        // Each of the four lanes ends with the sum of one frame.
+        const bool odd = group & 1, upper = group & 2;
+        f32 low = (odd ? y[1] : y[0]) + __shfl_xor_sync(~0u, odd ? y[0] : y[1], 8);
+        f32 high = (odd ? y[3] : y[2]) +
+                   __shfl_xor_sync(~0u, odd ? y[2] : y[3], 8);
+        const f32 sum = (upper ? high : low) + __shfl_xor_sync(~0u, upper ? low : high, 16);
+        u[group * wide] = sum;
+    } else {
+#pragma unroll 1
+        for (int m = per_warp; m < WARP; m <<= 1)
+#pragma unroll
+            for (int f = 0; f < COUNT; f++) y[f] += __shfl_xor_sync(~0u, y[f], m);
+        if (group != 0) return;
+#pragma unroll
+        for (int f = 0; f < COUNT; f++) u[f * wide] = y[f];
+    }
+}
+
+// As many frames together as registers allow.
+template <int EACH, int LANES, bool OUT>
+__device__ __forceinline__ void pass(States<EACH>& s, const f32* dt, f32* u, const f32* b,
+                                     const f32* c, int steps, int wide, int padded, int per_warp,
+                                     int group) {
+    constexpr int COUNT = 16 / EACH;
+    int f = 0;
+#pragma unroll 1
+    for (; f + COUNT <= steps; f += COUNT)
+        advance<EACH, LANES, COUNT, OUT>(s, dt + f * wide, u + f * wide, b + f * padded,
+                                         c + f * padded, wide, padded, per_warp, group);
+    if constexpr (COUNT > 1) {
+#pragma unroll 1
+        for (; f < steps; f++)
+            advance<EACH, LANES, 1, OUT>(s, dt + f * wide, u + f * wide, b + f * padded,
+                                         c + f * padded, wide, padded, per_warp, group);
+    }
+}
+
+template <int EACH, int LANES, bool OUT> __device__ __forceinline__ void scan(const Scan& p) {
+    extern __shared__ __align__(16) f32 shared[];
+    const int groups = LANES ? LANES : p.groups;
+    const int padded = groups * EACH, per_warp = WARP / groups, wide = p.wide;
+    const int frames = p.splits * p.steps;
+    const int plane = (frames * wide + 3) / 4 * 4;
+    f32* const s_dt = shared;
+    f32* const s_u = s_dt + plane;
+    f32* const s_b = s_u + plane;
+    f32* const s_c = s_b + frames * padded;
+    f32* const s_h = s_c + frames * padded; // [splits][wide][padded]
+    f32* const s_t = s_h + p.splits * wide * padded;
+
+    const int tid = threadIdx.x, threads = blockDim.x;
+    const int lane = tid % WARP, warp = tid / WARP;
+    const int warps = wide / per_warp; // of a split
+    const int split = warp / warps, group = lane / per_warp;
+    const int ch = warp % warps * per_warp + lane % per_warp;
+
+    const int tile = blockIdx.x % p.tiles;
+    const int chunk = blockIdx.x / p.tiles % p.chunks;
+    const s64 row = blockIdx.x / p.tiles / p.chunks;
+    const int channel = tile * wide + ch, n0 = group * EACH;
+
+    States<EACH> s;
+#pragma unroll
+    for (int j = 0; j < EACH; j++) {
+        const bool in = channel < p.channels && n0 + j < p.states;
+        const s64 at = (s64)channel * p.states + n0 + j;
+        s.a[j] = in ? parameter(p.a, p.a_f32, at) * 1.4426950408889634f : 0.f;
+        s.h[j] = OUT && in && p.state ? p.state[row * p.channels * p.states + at] : 0.f;
+    }
+    if (OUT && channel < p.channels) {
+#pragma unroll 1
+        for (int q = 0; q < chunk; q++) {
+            const s64 at = (row * p.chunks + q) * p.channels + channel;
+            const f32 elapsed = p.elapsed[at];
+#pragma unroll
+            for (int j = 0; j < EACH; j++)
+                if (n0 + j < p.states)
+                    s.h[j] = fmaf(power(elapsed * s.a[j]), s.h[j], p.carry[at * p.states + n0 + j]);
+        }
+    }
+
+    // A thread brings in, and finishes, frames of the one channel.
+    const int own = tid % wide, own_channel = tile * wide + own, stride = p.splits * groups;
+    const bool live = own_channel < p.channels;
+    const f32 bias = p.bias && live ? parameter(p.bias, p.bias_f32, own_channel) : 0.f;
+    const f32 d = p.d && live ? parameter(p.d, p.d_f32, own_channel) : 0.f;
+    f32 elapsed = 0.f;
+
+    const s64 begin = chunk * p.chunk, end = min(p.length, begin + p.chunk);
+    for (s64 t0 = begin; t0 < end; t0 += frames) {
+        const int count = (int)min((s64)frames, end - t0);
+        const s64 first = row * p.length + t0;
+        // Frames beyond the last are of no time and change nothing.
+#pragma unroll 2
+        for (int f = tid / wide; f < frames; f += stride) {
+            f32 dt = 0.f, u = 0.f;
+            if (live && f < count) {
+                const s64 at = (first + f) * p.channels + own_channel;
+                dt = step_of(p, to_f32(p.dt[at]), bias);
+                u = dt * to_f32(p.x[at]);
+            }
+            s_dt[f * wide + own] = dt;
+            s_u[f * wide + own] = u;
+        }
+#pragma unroll 2
+        for (int i = tid; i < frames * padded; i += threads) {
+            const int f = i / padded, n = i % padded;
+            const bool in = f < count && n < p.states;
+            const s64 at = (first + f) * p.states + n;
+            s_b[i] = in ? to_f32(p.b[at]) : 0.f;
+            if (OUT) s_c[i] = in ? to_f32(p.c[at]) : 0.f;
+        }
+        __syncthreads();
+
+        const int mine = split * p.steps;
+        const f32* dt = s_dt + mine * wide + ch;
+        f32* u = s_u + mine * wide + ch;
+        const f32* b = s_b + mine * padded + n0;
+        const f32* c = s_c + mine * padded + n0;
+        f32 incoming[EACH];
+        if (OUT && p.splits > 1) {
+            States<EACH> local = s;
+            f32 passed = 0.f;
+#pragma unroll
+            for (int j = 0; j < EACH; j++) local.h[j] = 0.f;
+#pragma unroll 1
+            for (int f = 0; f < p.steps; f++) passed += dt[f * wide];
+            pass<EACH, LANES, false>(local, dt, u, b, c, p.steps, wide, padded, per_warp, group);
+#pragma unroll
+            for (int j = 0; j < EACH; j++) s_h[(split * wide + ch) * padded + n0 + j] = local.h[j];
+            if (group == 0) s_t[split * wide + ch] = passed;
+            __syncthreads();
+#pragma unroll
+            for (int j = 0; j < EACH; j++) incoming[j] = s.h[j];
+#pragma unroll 1
+            for (int q = 0; q < p.splits; q++) {
+                const f32 passed = s_t[q * wide + ch];
+#pragma unroll
+                for (int j = 0; j < EACH; j++) {
+                    if (q == split) s.h[j] = incoming[j];
+                    incoming[j] = fmaf(power(passed * s.a[j]), incoming[j],
+                                       s_h[(q * wide + ch) * padded + n0 + j]);
+                }
+            }
+        }
+        if constexpr (!OUT) {
+#pragma unroll 1
+            for (int f = 0; f < p.steps; f++) elapsed += dt[f * wide];
+        }
+        pass<EACH, LANES, OUT>(s, dt, u, b, c, p.steps, wide, padded, per_warp, group);
+        if (OUT && p.splits > 1) {
+#pragma unroll
+            for (int j = 0; j < EACH; j++) s.h[j] = incoming[j];
+        }
+        __syncthreads();
+        if constexpr (OUT) {
+#pragma unroll 2
+            for (int f = tid / wide; f < count; f += stride) {
+                if (!live) break;
+                const s64 at = (first + f) * p.channels + own_channel;
+                f32 y = s_u[f * wide + own];
+                if (p.d) y = fmaf(d, to_f32(p.x[at]), y);
+                if (p.z) {
+                    const f32 z = to_f32(p.z[at]);
+                    y *= z * sigmoid(z);
+                }
+                if (p.residual) y += to_f32(p.residual[at]);
+                p.y[at] = from_f32<T>(y);
+                if (p.normed) s_u[f * wide + own] = y;
+            }
+            if (p.normed) {
+                __syncthreads();
+                norm_rows(p, s_u, count, first * p.channels);
+                __syncthreads();
+            }
+        }
+    }
+
+    if (split != 0 || channel >= p.channels) return;
+    if (OUT) {
+        if (chunk != p.chunks - 1) return;
+#pragma unroll
+        for (int j = 0; j < EACH; j++)
+            if (n0 + j < p.states) p.h[(row * p.channels + channel) * p.states + n0 + j] = s.h[j];
+    } else {
+        const s64 at = (row * p.chunks + chunk) * p.channels + channel;
+#pragma unroll
+        for (int j = 0; j < EACH; j++)
+            if (n0 + j < p.states) p.carry[at * p.states + n0 + j] = s.h[j];
+        if (group == 0) p.elapsed[at] = elapsed;
+    }
+}
+
+// STATES (of a lane) and GROUPS (0 where the launch says) come with the module, and so does MOST: the threads a
+// block may have, 1024 where it has whole rows for the norm.
+extern "C" __global__ void __launch_bounds__(MOST) scan_y(const __grid_constant__ Scan p) {
+    scan<STATES, GROUPS, true>(p);
+}
+#if MOST < 1024
+extern "C" __global__ void __launch_bounds__(MOST) scan_carry(const __grid_constant__ Scan p) {
+    scan<STATES, GROUPS, false>(p);
+}
+#endif
