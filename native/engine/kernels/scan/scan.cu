@@ -48,7 +48,7 @@ struct Scan {
     int padding;
 };
 
-__device__ __forceinline__ f32 parameter(const void* p, int is_f32, s64 i) {
+__device__ __forceinline__ f32 parameter(const void* p, int is_f32, int i) {
     return is_f32 ? ((const f32*)p)[i] : to_f32(((const T*)p)[i]);
 }
 
@@ -99,16 +99,43 @@ __device__ __forceinline__ void norm_rows(const Scan& p, const f32* rows, int co
     }
 }
 
+// Frames of a tile that a thread brings in, at most.
+constexpr int AHEAD = MOST < 1024 ? 8 : 4;
+
 template <int EACH> struct States {
-    f32 a[EACH]; // times log2 e
-    f32 h[EACH];
+    __align__(16) f32 a[EACH]; // times log2 e
+    __align__(16) f32 h[EACH];
 };
 
-// COUNT frames from `dt`, `u`, `b` and `c` on; y takes the place of u.
+// A lane's states, `own` of them (maybe less than none) from `at` on; zeros where there are none.
+template <int EACH>
+__device__ __forceinline__ void read(f32 (&to)[EACH], const f32* from, s64 at, bool in, int own) {
+    if (in && from && own >= EACH && at % 4 == 0) {
+#pragma unroll
+        for (int j = 0; j < EACH; j += 4) *(float4*)&to[j] = *(const float4*)(from + at + j);
+        return;
+    }
+#pragma unroll
+    for (int j = 0; j < EACH; j++) to[j] = in && from && j < own ? from[at + j] : 0.f;
+}
+
+template <int EACH>
+__device__ __forceinline__ void write(f32* to, const f32 (&from)[EACH], s64 at, int own) {
+    if (own >= EACH && at % 4 == 0) {
+#pragma unroll
+        for (int j = 0; j < EACH; j += 4) *(float4*)(to + at + j) = *(const float4*)&from[j];
+        return;
+    }
+#pragma unroll
+    for (int j = 0; j < EACH; j++)
+        if (j < own) to[at + j] = from[j];
+}
+
+// COUNT frames from `dt`, `u`, `b` and `c` on; y takes the place of u. A lane has `own` states.
 template <int EACH, int LANES, int COUNT, bool OUT>
 __device__ __forceinline__ void advance(States<EACH>& s, const f32* dt, f32* u, const f32* b,
-                                        const f32* c, int wide, int padded, int per_warp,
-                                        int group) {
+                                        const f32* c, int own, int wide, int padded,
+                                        int per_warp, int group) {
     f32 dts[COUNT], us[COUNT], y[COUNT];
 #pragma unroll
     for (int f = 0; f < COUNT; f++) {
@@ -131,7 +158,8 @@ __device__ __forceinline__ void advance(States<EACH>& s, const f32* dt, f32* u, 
             for (int j = 0; j < 4; j++) {
                 f32& h = s.h[q + j];
                 h = fmaf(power(dts[f] * s.a[q + j]), h, us[f] * bs[j]);
-                if (OUT) y[f] = fmaf(h, cs[j], y[f]);
+                // Without a test what pads the states would make NaN of infinity.
+                if (OUT && (LANES || q + j < own)) y[f] = fmaf(h, cs[j], y[f]);
             }
         }
     }
@@ -158,19 +186,19 @@ __device__ __forceinline__ void advance(States<EACH>& s, const f32* dt, f32* u, 
 // As many frames together as registers allow.
 template <int EACH, int LANES, bool OUT>
 __device__ __forceinline__ void pass(States<EACH>& s, const f32* dt, f32* u, const f32* b,
-                                     const f32* c, int steps, int wide, int padded, int per_warp,
-                                     int group) {
+                                     const f32* c, int steps, int own, int wide, int padded,
+                                     int per_warp, int group) {
     constexpr int COUNT = 16 / EACH;
     int f = 0;
 #pragma unroll 1
     for (; f + COUNT <= steps; f += COUNT)
         advance<EACH, LANES, COUNT, OUT>(s, dt + f * wide, u + f * wide, b + f * padded,
-                                         c + f * padded, wide, padded, per_warp, group);
+                                         c + f * padded, own, wide, padded, per_warp, group);
     if constexpr (COUNT > 1) {
 #pragma unroll 1
         for (; f < steps; f++)
             advance<EACH, LANES, 1, OUT>(s, dt + f * wide, u + f * wide, b + f * padded,
-                                         c + f * padded, wide, padded, per_warp, group);
+                                         c + f * padded, own, wide, padded, per_warp, group);
     }
 }
 
@@ -182,7 +210,8 @@ template <int EACH, int LANES, bool OUT> __device__ __forceinline__ void scan(co
     const int plane = (frames * wide + 3) / 4 * 4;
     f32* const s_dt = shared;
     f32* const s_u = s_dt + plane;
-    f32* const s_b = s_u + plane;
+    f32* const s_x = s_u + plane; // d·x
+    f32* const s_b = s_x + plane;
     f32* const s_c = s_b + frames * padded;
     f32* const s_h = s_c + frames * padded; // [splits][wide][padded]
     f32* const s_t = s_h + p.splits * wide * padded;
@@ -196,66 +225,116 @@ template <int EACH, int LANES, bool OUT> __device__ __forceinline__ void scan(co
     const int tile = blockIdx.x % p.tiles;
     const int chunk = blockIdx.x / p.tiles % p.chunks;
     const s64 row = blockIdx.x / p.tiles / p.chunks;
-    const int channel = tile * wide + ch, n0 = group * EACH;
+    const int channel = tile * wide + ch, n0 = group * EACH, own = p.states - n0;
 
+    const s64 cell = (s64)channel * p.states + n0;
+    const bool here = channel < p.channels;
     States<EACH> s;
+    if (p.a_f32) read(s.a, (const f32*)p.a, cell, here, own);
+    else {
 #pragma unroll
-    for (int j = 0; j < EACH; j++) {
-        const bool in = channel < p.channels && n0 + j < p.states;
-        const s64 at = (s64)channel * p.states + n0 + j;
-        s.a[j] = in ? parameter(p.a, p.a_f32, at) * 1.4426950408889634f : 0.f;
-        s.h[j] = OUT && in && p.state ? p.state[row * p.channels * p.states + at] : 0.f;
+        for (int j = 0; j < EACH; j++)
+            s.a[j] = here && j < own ? to_f32(((const T*)p.a)[cell + j]) : 0.f;
     }
-    if (OUT && channel < p.channels) {
+    const s64 cells = (s64)p.channels * p.states;
+    read(s.h, OUT ? p.state : nullptr, row * cells + cell, here, own);
+#pragma unroll
+    for (int j = 0; j < EACH; j++) s.a[j] *= 1.4426950408889634f;
+    if (OUT && here) {
 #pragma unroll 1
         for (int q = 0; q < chunk; q++) {
             const s64 at = (row * p.chunks + q) * p.channels + channel;
             const f32 elapsed = p.elapsed[at];
+            __align__(16) f32 carry[EACH];
+            read(carry, p.carry, at * p.states + n0, true, own);
 #pragma unroll
             for (int j = 0; j < EACH; j++)
-                if (n0 + j < p.states)
-                    s.h[j] = fmaf(power(elapsed * s.a[j]), s.h[j], p.carry[at * p.states + n0 + j]);
+                s.h[j] = fmaf(power(elapsed * s.a[j]), s.h[j], carry[j]);
         }
     }
 
-    // A thread brings in, and finishes, frames of the one channel.
-    const int own = tid % wide, own_channel = tile * wide + own, stride = p.splits * groups;
-    const bool live = own_channel < p.channels;
-    const f32 bias = p.bias && live ? parameter(p.bias, p.bias_f32, own_channel) : 0.f;
-    const f32 d = p.d && live ? parameter(p.d, p.d_f32, own_channel) : 0.f;
+    // A thread brings in, and finishes, frames of the one channel, AHEAD of them a tile at most.
+    const int mine = tid % wide, f0 = tid / wide, stride = p.splits * groups;
+    const int my_channel = tile * wide + mine;
+    const bool live = my_channel < p.channels;
+    const f32 bias = p.bias && live ? parameter(p.bias, p.bias_f32, my_channel) : 0.f;
+    const f32 d = p.d && live ? parameter(p.d, p.d_f32, my_channel) : 0.f;
     f32 elapsed = 0.f;
 
     const s64 begin = chunk * p.chunk, end = min(p.length, begin + p.chunk);
+    // The next tile is on its way while this one is computed.
+    f32 next_dt[AHEAD], next_x[AHEAD], next_b[2], next_c[2];
+    auto vectors = [&](s64 t0, int i, f32& b, f32& c) {
+        const int f = i / padded, n = i % padded;
+        const bool in = f < frames && t0 + f < end && n < p.states;
+        const s64 at = (row * p.length + t0 + f) * p.states + n;
+        b = in ? to_f32(p.b[at]) : 0.f;
+        c = OUT && in ? to_f32(p.c[at]) : 0.f;
+    };
+    auto fetch = [&](s64 t0) {
+#pragma unroll
+        for (int e = 0; e < AHEAD; e++) {
+            const int f = f0 + e * stride;
+            const bool in = live && f < frames && t0 + f < end;
+            const s64 at = (row * p.length + t0 + f) * p.channels + my_channel;
+            next_dt[e] = in ? to_f32(p.dt[at]) : 0.f;
+            next_x[e] = in ? to_f32(p.x[at]) : 0.f;
+        }
+#pragma unroll
+        for (int e = 0; e < 2; e++) vectors(t0, tid + e * threads, next_b[e], next_c[e]);
+    };
+    fetch(begin);
+#pragma unroll 1
     for (s64 t0 = begin; t0 < end; t0 += frames) {
         const int count = (int)min((s64)frames, end - t0);
         const s64 first = row * p.length + t0;
-        // Frames beyond the last are of no time and change nothing.
-#pragma unroll 2
-        for (int f = tid / wide; f < frames; f += stride) {
-            f32 dt = 0.f, u = 0.f;
-            if (live && f < count) {
-                const s64 at = (first + f) * p.channels + own_channel;
-                dt = step_of(p, to_f32(p.dt[at]), bias);
-                u = dt * to_f32(p.x[at]);
-            }
-            s_dt[f * wide + own] = dt;
-            s_u[f * wide + own] = u;
+#pragma unroll
+        for (int e = 0; e < AHEAD; e++) {
+            const int f = f0 + e * stride;
+            if (f >= frames) break;
+            s_dt[f * wide + mine] = next_dt[e];
+            s_x[f * wide + mine] = next_x[e];
         }
-#pragma unroll 2
-        for (int i = tid; i < frames * padded; i += threads) {
-            const int f = i / padded, n = i % padded;
-            const bool in = f < count && n < p.states;
-            const s64 at = (first + f) * p.states + n;
-            s_b[i] = in ? to_f32(p.b[at]) : 0.f;
-            if (OUT) s_c[i] = in ? to_f32(p.c[at]) : 0.f;
+#pragma unroll
+        for (int e = 0; e < 2; e++) {
+            const int i = tid + e * threads;
+            if (i >= frames * padded) break;
+            s_b[i] = next_b[e];
+            if (OUT) s_c[i] = next_c[e];
+        }
+#pragma unroll 1
+        for (int i = tid + 2 * threads; i < frames * padded; i += threads) {
+            f32 b, c;
+            vectors(t0, i, b, c);
+            s_b[i] = b;
+            if (OUT) s_c[i] = c;
+        }
+        // Frames beyond the last are of no time and change nothing.
+#pragma unroll 1
+        for (int f = f0; f < frames; f += stride) {
+            const int at = f * wide + mine;
+            const f32 x = s_x[at], dt = f < count ? step_of(p, s_dt[at], bias) : 0.f;
+            s_dt[at] = dt;
+            s_u[at] = dt * x;
+            s_x[at] = d * x;
         }
         __syncthreads();
+        f32 z[AHEAD];
+        if constexpr (OUT) {
+#pragma unroll
+            for (int e = 0; e < AHEAD; e++) {
+                const int f = f0 + e * stride;
+                const bool in = p.z && live && f < count;
+                z[e] = in ? to_f32(p.z[(first + f) * p.channels + my_channel]) : 0.f;
+            }
+        }
+        if (t0 + frames < end) fetch(t0 + frames);
 
-        const int mine = split * p.steps;
-        const f32* dt = s_dt + mine * wide + ch;
-        f32* u = s_u + mine * wide + ch;
-        const f32* b = s_b + mine * padded + n0;
-        const f32* c = s_c + mine * padded + n0;
+        const int from = split * p.steps;
+        const f32* dt = s_dt + from * wide + ch;
+        f32* u = s_u + from * wide + ch;
+        const f32* b = s_b + from * padded + n0;
+        const f32* c = s_c + from * padded + n0;
         f32 incoming[EACH];
         if (OUT && p.splits > 1) {
             States<EACH> local = s;
@@ -264,7 +343,7 @@ template <int EACH, int LANES, bool OUT> __device__ __forceinline__ void scan(co
             for (int j = 0; j < EACH; j++) local.h[j] = 0.f;
 #pragma unroll 1
             for (int f = 0; f < p.steps; f++) passed += dt[f * wide];
-            pass<EACH, LANES, false>(local, dt, u, b, c, p.steps, wide, padded, per_warp, group);
+            pass<EACH, LANES, false>(local, dt, u, b, c, p.steps, own, wide, padded, per_warp, group);
 #pragma unroll
             for (int j = 0; j < EACH; j++) s_h[(split * wide + ch) * padded + n0 + j] = local.h[j];
             if (group == 0) s_t[split * wide + ch] = passed;
@@ -286,26 +365,27 @@ template <int EACH, int LANES, bool OUT> __device__ __forceinline__ void scan(co
 #pragma unroll 1
             for (int f = 0; f < p.steps; f++) elapsed += dt[f * wide];
         }
-        pass<EACH, LANES, OUT>(s, dt, u, b, c, p.steps, wide, padded, per_warp, group);
+        pass<EACH, LANES, OUT>(s, dt, u, b, c, p.steps, own, wide, padded, per_warp, group);
         if (OUT && p.splits > 1) {
 #pragma unroll
             for (int j = 0; j < EACH; j++) s.h[j] = incoming[j];
         }
         __syncthreads();
         if constexpr (OUT) {
-#pragma unroll 2
-            for (int f = tid / wide; f < count; f += stride) {
-                if (!live) break;
-                const s64 at = (first + f) * p.channels + own_channel;
-                f32 y = s_u[f * wide + own];
-                if (p.d) y = fmaf(d, to_f32(p.x[at]), y);
-                if (p.z) {
-                    const f32 z = to_f32(p.z[at]);
-                    y *= z * sigmoid(z);
-                }
+            if (p.z) {
+#pragma unroll
+                for (int e = 0; e < AHEAD; e++)
+                    if (f0 + e * stride < frames) s_dt[(f0 + e * stride) * wide + mine] = z[e];
+            }
+#pragma unroll 1
+            for (int f = f0; live && f < count; f += stride) {
+                const int in = f * wide + mine;
+                const s64 at = (first + f) * p.channels + my_channel;
+                f32 y = s_u[in] + s_x[in];
+                if (p.z) y *= s_dt[in] * sigmoid(s_dt[in]);
                 if (p.residual) y += to_f32(p.residual[at]);
                 p.y[at] = from_f32<T>(y);
-                if (p.normed) s_u[f * wide + own] = y;
+                if (p.normed) s_u[in] = y;
             }
             if (p.normed) {
                 __syncthreads();
@@ -315,28 +395,24 @@ template <int EACH, int LANES, bool OUT> __device__ __forceinline__ void scan(co
         }
     }
 
-    if (split != 0 || channel >= p.channels) return;
+    if (split != 0 || !here) return;
     if (OUT) {
         if (chunk != p.chunks - 1) return;
-#pragma unroll
-        for (int j = 0; j < EACH; j++)
-            if (n0 + j < p.states) p.h[(row * p.channels + channel) * p.states + n0 + j] = s.h[j];
+        write(p.h, s.h, row * cells + cell, own);
     } else {
         const s64 at = (row * p.chunks + chunk) * p.channels + channel;
-#pragma unroll
-        for (int j = 0; j < EACH; j++)
-            if (n0 + j < p.states) p.carry[at * p.states + n0 + j] = s.h[j];
+        write(p.carry, s.h, at * p.states + n0, own);
         if (group == 0) p.elapsed[at] = elapsed;
     }
 }
 
 // STATES (of a lane) and GROUPS (0 where the launch says) come with the module, and so does MOST: the threads a
 // block may have, 1024 where it has whole rows for the norm.
-extern "C" __global__ void __launch_bounds__(MOST) scan_y(const __grid_constant__ Scan p) {
+extern "C" __global__ void __launch_bounds__(MOST, MOST < 1024 ? 2 : 1) scan_y(const __grid_constant__ Scan p) {
     scan<STATES, GROUPS, true>(p);
 }
 #if MOST < 1024
-extern "C" __global__ void __launch_bounds__(MOST) scan_carry(const __grid_constant__ Scan p) {
+extern "C" __global__ void __launch_bounds__(MOST, MOST < 1024 ? 2 : 1) scan_carry(const __grid_constant__ Scan p) {
     scan<STATES, GROUPS, false>(p);
 }
 #endif

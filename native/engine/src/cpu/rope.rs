@@ -60,8 +60,7 @@ unsafe fn run<T: Network>(call: &Call, attrs: &Rope, x: View, positions: View) {
             let from = &from[frame * row..][..row];
             for (y, x) in y.chunks_exact_mut(features).zip(from.chunks_exact(features)) {
                 for (i, (sin, cos)) in angles.iter().enumerate() {
-                    let (j, k) =
-                        if attrs.interleaved { (2 * i, 2 * i + 1) } else { (i, i + half) };
+                    let (j, k) = if attrs.interleaved { (2 * i, 2 * i + 1) } else { (i, i + half) };
                     let (a, b): (f32, f32) = (x[j].into(), x[k].into());
                     y[j] = T::narrow(a * cos - b * sin);
                     y[k] = T::narrow(a * sin + b * cos);

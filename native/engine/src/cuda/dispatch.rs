@@ -1,8 +1,8 @@
 //! Which family serves which op.
 
 use super::{
-    Context, Module, Props, conv, dense, elementwise, embedding, mlp, norm, recurrent, reduce, rope,
-    sample, scan, shape,
+    Context, Module, Props, conv, dense, elementwise, embedding, mlp, norm, recurrent, reduce,
+    rope, sample, scan, shape,
 };
 use crate::call::Call;
 use crate::device::Explanation;

@@ -49,8 +49,7 @@ pub unsafe fn launch(cx: &Context, op: &GatedMlp, call: &Call) -> Result<()> {
     let addr = |i: usize| call.input(i).map_or(0, |v| v.addr);
     let between = call.workspace;
     let y = call.outputs.first().map_or(0, |v| v.addr);
-    let first =
-        Operands { x: addr(0), w: addr(1), up: addr(2), bias: 0, residual: 0, y: between };
+    let first = Operands { x: addr(0), w: addr(1), up: addr(2), bias: 0, residual: 0, y: between };
     let last = Operands { x: between, w: addr(3), up: 0, bias: 0, residual: addr(4), y };
     // SAFETY: the caller vouches for the call's views, which `infer` has passed, and for the
     // workspace.

@@ -34,7 +34,7 @@ const CHUNK: usize = 64;
 const CHUNKS: usize = 64;
 /// A row a block leaves most of the card idle where rows are few; up to so many frames that is
 /// quicker than one more launch.
-const ROW_FRAMES: usize = 64;
+const ROW_FRAMES: usize = 4;
 
 /// As in `scan/scan.cu`.
 #[repr(C)]
@@ -129,7 +129,7 @@ impl Layout {
     fn shared(&self) -> usize {
         let frames = self.splits * self.steps;
         let padded = self.groups * self.kernel.states;
-        let planes = 2 * (frames * self.wide).next_multiple_of(4) + 2 * frames * padded;
+        let planes = 3 * (frames * self.wide).next_multiple_of(4) + 2 * frames * padded;
         4 * (planes + self.splits * self.wide * (padded + 1))
     }
 
@@ -139,8 +139,11 @@ impl Layout {
 
     /// With as many frames a tile as there are, or as fit.
     fn fitting(mut self, frames: usize, limit: usize) -> Option<Self> {
-        let all = frames.div_ceil(self.splits).clamp(1, STEPS);
-        self.steps = if all > 4 { all.next_multiple_of(4) } else { all };
+        // A thread brings in no more frames of a tile than it has registers for.
+        let ahead = if self.kernel.most == ROW_THREADS { 4 } else { 8 };
+        let most = STEPS.min(ahead * self.groups);
+        let all = frames.div_ceil(self.splits).clamp(1, most);
+        self.steps = if all > 4 { all.next_multiple_of(4).min(most) } else { all };
         while self.shared() > limit && self.steps > 1 {
             self.steps /= 2;
         }
@@ -198,7 +201,7 @@ fn row_layout(shape: &Shape) -> Option<Layout> {
 
 fn scan_layout(props: &Props, shape: &Shape) -> Layout {
     let kernel = match shape.states {
-        13..=16 => KERNELS[0],
+        16 => KERNELS[0],
         0..=128 => KERNELS[1],
         _ => KERNELS[2],
     };
@@ -244,8 +247,12 @@ fn plan(props: &Props, op: &SelectiveScan, inputs: &[Option<&Spec>]) -> Result<P
     match (has_norm, row.is_some(), worth) {
         (false, ..) => {}
         (_, true, _) => why.push_str("; the norm in the same launch, as a row fits a block"),
-        (_, _, true) => why.push_str("; the norm in one more launch, as a row does not fit a block"),
-        _ => why.push_str("; the norm in one more launch, as rows are too few to have a block each"),
+        (_, _, true) => {
+            why.push_str("; the norm in one more launch, as a row does not fit a block")
+        }
+        _ => {
+            why.push_str("; the norm in one more launch, as rows are too few to have a block each")
+        }
     }
     Ok(Plan {
         shape,
@@ -285,11 +292,7 @@ impl Plan {
     }
 }
 
-pub fn explain(
-    props: &Props,
-    op: &SelectiveScan,
-    inputs: &[Option<&Spec>],
-) -> Result<Explanation> {
+pub fn explain(props: &Props, op: &SelectiveScan, inputs: &[Option<&Spec>]) -> Result<Explanation> {
     let plan = plan(props, op, inputs)?;
     let launches = match plan.blocks() {
         0 => 0,
@@ -298,11 +301,7 @@ pub fn explain(
     Ok(Explanation { variant: plan.variant(), why: plan.why, launches })
 }
 
-pub fn modules(
-    props: &Props,
-    op: &SelectiveScan,
-    inputs: &[Option<&Spec>],
-) -> Result<Vec<Module>> {
+pub fn modules(props: &Props, op: &SelectiveScan, inputs: &[Option<&Spec>]) -> Result<Vec<Module>> {
     let plan = plan(props, op, inputs)?;
     let mut modules = vec![plan.layout.kernel.module(plan.shape.dtype)];
     if plan.norm_after {

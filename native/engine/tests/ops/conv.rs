@@ -13,7 +13,8 @@ fn check(run: &mut Run, dtype: DType, [batch, length, channels, taps]: [usize; 4
     let b = run.rng.normal(dtype, &[channels], 0.5);
     let state = run.rng.normal(dtype, &[batch, taps - 1, channels], 1.0);
     let activation = if bits & 1 == 1 { Activation::Silu } else { Activation::None };
-    let inputs = [Some(&x), Some(&w), (bits & 2 > 0).then_some(&b), (bits & 4 > 0).then_some(&state)];
+    let inputs =
+        [Some(&x), Some(&w), (bits & 2 > 0).then_some(&b), (bits & 4 > 0).then_some(&state)];
     run.check(Op::CausalConv1d(CausalConv1d { activation }), &inputs);
 }
 

@@ -52,7 +52,8 @@ fn options() {
     for dtype in NETWORK {
         for interleaved in [false, true] {
             for dims in [None, Some(0), Some(2), Some(16), Some(22), Some(40)] {
-                for (base, scale) in [(10_000.0, 1.0), (500_000.0, 0.25), (100.0, 3.7), (0.5, -1.0)] {
+                for (base, scale) in [(10_000.0, 1.0), (500_000.0, 0.25), (100.0, 3.7), (0.5, -1.0)]
+                {
                     let attrs = Rope { base, scale, dims, interleaved };
                     check(&mut run, dtype, [2, 9, 3, 40], attrs, 5000);
                 }

@@ -75,9 +75,9 @@ fn check(run: &mut Run, dtype: DType, [batch, length, channels, states]: [usize;
     let bias = run.rng.floats(parameters, &[channels], |r, _| r.uniform(low, high));
     let state = run.rng.normal(DType::F32, &[batch, channels, states], 1.0);
     // Neighbours well apart: the norm of a row of near equals is ill-conditioned.
-    let residual = run.rng.floats(dtype, &row, |r, i| {
-        (if i % 2 == 0 { 2.0 } else { -2.0 }) + r.uniform(-0.25, 0.25)
-    });
+    let residual = run
+        .rng
+        .floats(dtype, &row, |r, i| (if i % 2 == 0 { 2.0 } else { -2.0 }) + r.uniform(-0.25, 0.25));
     let gamma = run.rng.floats(dtype, &[channels], |r, _| r.uniform(0.5, 1.5));
     let beta = run.rng.normal(dtype, &[channels], 0.5);
     let shifts = o.norm == Some(NormKind::LayerNorm) || (o.norm.is_some() && run.rng.coin());
@@ -232,9 +232,9 @@ fn extremes() {
         x[12 * 40 + 3] = f64::INFINITY;
         let (dt, x) = (Array::floats(dtype, &shape, &dt), Array::floats(dtype, &shape, &x));
         // The last channel's state grows.
-        let a = run.rng.floats(DType::F32, &[12, 5], |r, i| {
-            if i >= 55 { 0.5 } else { -r.uniform(0.5, 20.0) }
-        });
+        let a = run
+            .rng
+            .floats(DType::F32, &[12, 5], |r, i| if i >= 55 { 0.5 } else { -r.uniform(0.5, 20.0) });
         let b = run.rng.floats(dtype, &[2, 40, 5], |r, _| r.uniform(0.5, 1.0));
         let c = run.rng.floats(dtype, &[2, 40, 5], |r, _| r.uniform(0.5, 1.0));
         let op = |dt_clamp| {
