@@ -329,7 +329,7 @@ fn sequences_refuse() {
         no(op, &inputs.iter().map(Option::as_ref).collect::<Vec<_>>(), parts);
     };
     with(2, &f(&[4, 257]), of(scan(None)), &["at most 256 states", "257"]);
-    with(2, &h(&[4, 5]), of(scan(None)), &["a must be", "{:f, 16}"]);
+    with(2, &h(&[4, 5]), of(scan(None)), &["a has type {:f, 16}"]);
     with(4, &f(&[2, 3, 6]), of(scan(None)), &["c", "{2, 3, 5}"]);
     with(8, &h(&[2, 4, 5]), of(scan(None)), &["state", "{:f, 32}"]);
     with(8, &f(&[2, 5, 4]), of(scan(None)), &["state", "{2, 4, 5}"]);

@@ -52,17 +52,37 @@ __device__ __forceinline__ f32 parameter(const void* p, int is_f32, int i) {
     return is_f32 ? ((const f32*)p)[i] : to_f32(((const T*)p)[i]);
 }
 
+// 16-bit types need no more than what the special function unit gives.
+constexpr bool EXACT = sizeof(T) == 4;
+
 // 2^x. For 16-bit types what is below the normal numbers may go to zero.
 __device__ __forceinline__ f32 power(f32 x) {
-    if (sizeof(T) == 4) return exp2f(x);
+    if (EXACT) return exp2f(x);
     f32 y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
 
+// ln(1 + e^x) for x of at most 0.
+__device__ __forceinline__ f32 soft(f32 x) {
+    if (EXACT) return log1pf(expf(x));
+    const f32 e = power(x * 1.4426950408889634f);
+    f32 log;
+    asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(log) : "f"(1.f + e));
+    // Of a small e the sum with 1 has lost too much.
+    return e < 0.015625f ? e * (1.f - e * (0.5f - e * 0.33333333f)) : log * 0.69314718f;
+}
+
+__device__ __forceinline__ f32 gate(f32 z) {
+    if (EXACT) return z * sigmoid(z);
+    f32 y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(1.f + power(z * -1.4426950408889634f)));
+    return z * y;
+}
+
 __device__ __forceinline__ f32 step_of(const Scan& p, f32 dt, f32 bias) {
     dt += bias;
-    if (p.softplus) dt = (dt < 0.f ? 0.f : dt) + log1pf(expf(-fabsf(dt)));
+    if (p.softplus) dt = (dt < 0.f ? 0.f : dt) + soft(-fabsf(dt));
     if (p.clamp) { // a NaN stays one
         dt = dt < p.low ? p.low : dt;
         dt = dt > p.high ? p.high : dt;
@@ -70,37 +90,43 @@ __device__ __forceinline__ f32 step_of(const Scan& p, f32 dt, f32 bias) {
     return dt;
 }
 
-// The norm of rows of D values in shared memory, a warp a row.
+__device__ __forceinline__ f32 block_sum(f32 x, f32* scratch) {
+    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
+    x = warp_sum(x);
+    if (lane == 0) scratch[warp] = x;
+    __syncthreads();
+    return warp_sum(lane < warps ? scratch[lane] : 0.f);
+}
+
+// The norm of rows of D values in shared memory, all threads a row.
 __device__ __forceinline__ void norm_rows(const Scan& p, const f32* rows, int count, s64 at) {
-    const int lane = threadIdx.x % WARP, n = p.channels;
-    for (int f = threadIdx.x / WARP; f < count; f += blockDim.x / WARP) {
-        const f32* row = rows + (s64)f * p.wide;
+    __shared__ f32 scratch[3][WARP];
+    const int n = p.channels, tid = threadIdx.x, threads = blockDim.x;
+#pragma unroll 1
+    for (int f = 0; f < count; f++) {
+        const f32* row = rows + f * p.wide;
         f32 mean = 0.f, squares = 0.f, rest = 0.f;
         if (p.centred) {
-    #pragma unroll 1
-        for (int i = lane; i < n; i += WARP) mean += row[i];
-            mean = warp_sum(mean) / n;
+            for (int i = tid; i < n; i += threads) mean += row[i];
+            mean = block_sum(mean, scratch[0]) / n;
         }
-#pragma unroll 1
-        for (int i = lane; i < n; i += WARP) {
+        for (int i = tid; i < n; i += threads) {
             const f32 off = row[i] - mean;
             squares = fmaf(off, off, squares);
             rest += off;
         }
         // What the rounding of the mean has left.
-        const f32 shift = p.centred ? warp_sum(rest) / n : 0.f;
-        const f32 scale = 1.f / sqrtf(warp_sum(squares) / n - shift * shift + p.epsilon);
-#pragma unroll 1
-        for (int i = lane; i < n; i += WARP) {
+        const f32 shift = p.centred ? block_sum(rest, scratch[1]) / n : 0.f;
+        const f32 variance = block_sum(squares, scratch[2]) / n - shift * shift;
+        const f32 scale = 1.f / sqrtf(variance + p.epsilon);
+        for (int i = tid; i < n; i += threads) {
             f32 v = (row[i] - mean - shift) * scale * to_f32(p.gamma[i]);
             if (p.beta) v += to_f32(p.beta[i]);
             p.normed[at + (s64)f * n + i] = from_f32<T>(v);
         }
+        __syncthreads(); // before the next row takes the scratch
     }
 }
-
-// Frames of a tile that a thread brings in, at most.
-constexpr int AHEAD = MOST < 1024 ? 8 : 4;
 
 template <int EACH> struct States {
     __align__(16) f32 a[EACH]; // times log2 e
@@ -259,6 +285,7 @@ template <int EACH, int LANES, bool OUT> __device__ __forceinline__ void scan(co
     const bool live = my_channel < p.channels;
     const f32 bias = p.bias && live ? parameter(p.bias, p.bias_f32, my_channel) : 0.f;
     const f32 d = p.d && live ? parameter(p.d, p.d_f32, my_channel) : 0.f;
+    const s64 hop = (s64)stride * p.channels; // from one of its frames to the next
     f32 elapsed = 0.f;
 
     const s64 begin = chunk * p.chunk, end = min(p.length, begin + p.chunk);
@@ -272,11 +299,11 @@ template <int EACH, int LANES, bool OUT> __device__ __forceinline__ void scan(co
         c = OUT && in ? to_f32(p.c[at]) : 0.f;
     };
     auto fetch = [&](s64 t0) {
+        const int count = live ? (int)min((s64)frames, end - t0) : 0;
+        s64 at = (row * p.length + t0 + f0) * p.channels + my_channel;
 #pragma unroll
-        for (int e = 0; e < AHEAD; e++) {
-            const int f = f0 + e * stride;
-            const bool in = live && f < frames && t0 + f < end;
-            const s64 at = (row * p.length + t0 + f) * p.channels + my_channel;
+        for (int e = 0; e < AHEAD; e++, at += hop) {
+            const bool in = f0 + e * stride < count;
             next_dt[e] = in ? to_f32(p.dt[at]) : 0.f;
             next_x[e] = in ? to_f32(p.x[at]) : 0.f;
         }
@@ -316,16 +343,16 @@ template <int EACH, int LANES, bool OUT> __device__ __forceinline__ void scan(co
             const f32 x = s_x[at], dt = f < count ? step_of(p, s_dt[at], bias) : 0.f;
             s_dt[at] = dt;
             s_u[at] = dt * x;
-            s_x[at] = d * x;
+            s_x[at] = p.d ? d * x : 0.f; // 0 · ∞ is no number
         }
         __syncthreads();
         f32 z[AHEAD];
         if constexpr (OUT) {
+            s64 at = (first + f0) * p.channels + my_channel;
 #pragma unroll
-            for (int e = 0; e < AHEAD; e++) {
-                const int f = f0 + e * stride;
-                const bool in = p.z && live && f < count;
-                z[e] = in ? to_f32(p.z[(first + f) * p.channels + my_channel]) : 0.f;
+            for (int e = 0; e < AHEAD; e++, at += hop) {
+                const bool in = p.z && live && f0 + e * stride < count;
+                z[e] = in ? to_f32(p.z[at]) : 0.f;
             }
         }
         if (t0 + frames < end) fetch(t0 + frames);
@@ -382,7 +409,7 @@ template <int EACH, int LANES, bool OUT> __device__ __forceinline__ void scan(co
                 const int in = f * wide + mine;
                 const s64 at = (first + f) * p.channels + my_channel;
                 f32 y = s_u[in] + s_x[in];
-                if (p.z) y *= s_dt[in] * sigmoid(s_dt[in]);
+                if (p.z) y *= gate(s_dt[in]);
                 if (p.residual) y += to_f32(p.residual[at]);
                 p.y[at] = from_f32<T>(y);
                 if (p.normed) s_u[in] = y;
@@ -390,7 +417,6 @@ template <int EACH, int LANES, bool OUT> __device__ __forceinline__ void scan(co
             if (p.normed) {
                 __syncthreads();
                 norm_rows(p, s_u, count, first * p.channels);
-                __syncthreads();
             }
         }
     }
@@ -406,13 +432,14 @@ template <int EACH, int LANES, bool OUT> __device__ __forceinline__ void scan(co
     }
 }
 
-// STATES (of a lane) and GROUPS (0 where the launch says) come with the module, and so does MOST: the threads a
-// block may have, 1024 where it has whole rows for the norm.
-extern "C" __global__ void __launch_bounds__(MOST, MOST < 1024 ? 2 : 1) scan_y(const __grid_constant__ Scan p) {
+// With the module come STATES (of a lane), GROUPS (0 where the launch says), MOST (threads of a block,
+// 1024 where it has whole rows for the norm), BLOCKS (that a multiprocessor is to hold) and AHEAD
+// (frames of a tile that a thread brings in, at most).
+extern "C" __global__ void __launch_bounds__(MOST, BLOCKS) scan_y(const __grid_constant__ Scan p) {
     scan<STATES, GROUPS, true>(p);
 }
 #if MOST < 1024
-extern "C" __global__ void __launch_bounds__(MOST, MOST < 1024 ? 2 : 1) scan_carry(const __grid_constant__ Scan p) {
+extern "C" __global__ void __launch_bounds__(MOST, BLOCKS) scan_carry(const __grid_constant__ Scan p) {
     scan<STATES, GROUPS, false>(p);
 }
 #endif

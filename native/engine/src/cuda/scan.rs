@@ -79,22 +79,25 @@ struct Scan {
     padding: i32,
 }
 
-/// A module of the source: states of a lane, lanes of a channel (0 where the launch says), and the
-/// most threads of a block.
+/// A module of the source: states of a lane, lanes of a channel (0 where the launch says), the most
+/// threads of a block, how many such blocks a multiprocessor is to hold, and the frames of a tile
+/// that a thread has registers to bring in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Kernel {
     states: usize,
     groups: usize,
     most: usize,
+    blocks: usize,
+    ahead: usize,
 }
 
 const KERNELS: [Kernel; 6] = [
-    Kernel { states: 4, groups: 4, most: THREADS },
-    Kernel { states: 4, groups: 0, most: THREADS },
-    Kernel { states: 8, groups: 0, most: THREADS },
-    Kernel { states: 4, groups: 0, most: ROW_THREADS },
-    Kernel { states: 8, groups: 0, most: ROW_THREADS },
-    Kernel { states: 16, groups: 0, most: ROW_THREADS },
+    Kernel { states: 4, groups: 4, most: THREADS, blocks: 2, ahead: 8 },
+    Kernel { states: 4, groups: 0, most: THREADS, blocks: 2, ahead: 8 },
+    Kernel { states: 8, groups: 0, most: THREADS, blocks: 2, ahead: 8 },
+    Kernel { states: 4, groups: 0, most: ROW_THREADS, blocks: 1, ahead: 4 },
+    Kernel { states: 8, groups: 0, most: ROW_THREADS, blocks: 1, ahead: 4 },
+    Kernel { states: 16, groups: 0, most: ROW_THREADS, blocks: 1, ahead: 4 },
 ];
 
 impl Kernel {
@@ -103,6 +106,8 @@ impl Kernel {
             .define("STATES", self.states)
             .define("GROUPS", self.groups)
             .define("MOST", self.most)
+            .define("BLOCKS", self.blocks)
+            .define("AHEAD", self.ahead)
     }
 
     /// Lanes of a channel that has so many states.
@@ -139,9 +144,7 @@ impl Layout {
 
     /// With as many frames a tile as there are, or as fit.
     fn fitting(mut self, frames: usize, limit: usize) -> Option<Self> {
-        // A thread brings in no more frames of a tile than it has registers for.
-        let ahead = if self.kernel.most == ROW_THREADS { 4 } else { 8 };
-        let most = STEPS.min(ahead * self.groups);
+        let most = STEPS.min(self.kernel.ahead * self.groups);
         let all = frames.div_ceil(self.splits).clamp(1, most);
         self.steps = if all > 4 { all.next_multiple_of(4).min(most) } else { all };
         while self.shared() > limit && self.steps > 1 {
@@ -214,10 +217,10 @@ fn scan_layout(props: &Props, shape: &Shape) -> Layout {
     if wanted > 1 && shape.length > ONE_LAUNCH {
         chunks = wanted.min(shape.length / CHUNK).min(CHUNKS);
     } else if wanted > 1 {
-        let most = wanted.min(shape.length / 4).clamp(1, SPLITS);
+        let most = wanted.min(shape.length / 4).min(kernel.most / WARP).clamp(1, SPLITS);
         splits = 1 << most.ilog2();
     }
-    let mut wide = (THREADS / splits / groups).max(per_warp);
+    let mut wide = (kernel.most / splits / groups).max(per_warp);
     let blocks = |wide: usize| {
         shape.channels.div_ceil(wide).saturating_mul(shape.batch).saturating_mul(chunks)
     };

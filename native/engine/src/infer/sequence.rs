@@ -107,7 +107,10 @@ fn parameter(inputs: &Inputs, i: usize, what: &str, x: &Spec, shape: &[usize]) -
     let Some(spec) = inputs.optional(i) else { return Ok(()) };
     inputs.expect_shape(spec, what, shape)?;
     if spec.dtype != x.dtype && spec.dtype != DType::F32 {
-        let expected = format!("{} or {}", x.dtype, DType::F32);
+        let expected = match x.dtype {
+            DType::F32 => DType::F32.to_string(),
+            other => format!("{other} or {}", DType::F32),
+        };
         return Err(Error::dtype(inputs.op, what, expected, spec.dtype));
     }
     Ok(())
