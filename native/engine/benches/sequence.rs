@@ -14,11 +14,14 @@ use nitrox_engine::{DType, Spec, Tensor};
 
 const CHAIN: usize = 9;
 
+/// Type, shape and range.
+type Input = (DType, Vec<usize>, [f32; 2]);
+
 struct Case {
     name: String,
     op: Op,
-    /// Type, shape and range of each input; the first is the output of the op before.
-    inputs: Vec<Option<(DType, Vec<usize>, [f32; 2])>>,
+    /// The first is the output of the op before.
+    inputs: Vec<Option<Input>>,
     /// The output that is asked for of the last: a small one where there is one.
     output: usize,
 }

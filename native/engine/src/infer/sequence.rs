@@ -122,7 +122,7 @@ pub(super) fn rope(inputs: &Inputs, attrs: &Rope) -> Result<Vec<Spec>> {
     inputs.rank(x, "x", 4, "{batch, length, heads, features}")?;
     let (batch, length, features) = (x.shape()[0], x.shape()[1], x.shape()[3]);
     let dims = attrs.dims.unwrap_or(features);
-    if dims % 2 != 0 || dims > features {
+    if !dims.is_multiple_of(2) || dims > features {
         return Err(Error::argument(
             inputs.op,
             format!("dims must be even and at most the {features} features of x, got {dims}"),
