@@ -501,6 +501,85 @@ defmodule Nitrox do
   @spec embedding(t(), t()) :: t()
   def embedding(table, ids), do: one(%Op.Embedding{}, [table, ids])
 
+  # ── Attention ──────────────────────────────────────────────────────────────────────────────────
+
+  @doc """
+  Attention that never keeps its scores (FlashAttention-2). See `Nitrox.Op.FlashAttention`.
+
+  `q {B, Sq, Hq, D}`, `k` and `v` `{B, Sk, Hkv, D}`, Hq a multiple of Hkv, D at most 256 →
+  `{B, Sq, Hq, D}`; with `lse: true` it is `{out, lse {B, Hq, Sq}}`. A row with nothing to attend to
+  is zeros, and its lse −∞.
+
+  Options:
+
+    * `:scale` - what q · k is multiplied with (default 1/√D)
+    * `:softcap` - a number c: scores become c · tanh(score / c)
+    * `:bias` - a tensor added to the scores; its shape broadcasts to `{B, Hq, Sq, Sk}`
+    * `:causal` - query i sees no keys after i + offset (default `false`)
+    * `:window` - `{left, right}`: query i sees the keys from i + offset − left to i + offset + right;
+      `nil` for either sets no bound there
+    * `:offset` - a number, or a tensor `{}` or `{B}` of type `{:s, 32}` (default Sk − Sq)
+    * `:kv_len` - a tensor `{B}` of type `{:s, 32}`: keys from there on are hidden
+    * `:key_mask` - a tensor `{B, Sk}` of type `{:u, 8}`: 1 keeps the key, 0 hides it
+    * `:lse` - also give the logarithm of the sum of the scores' exponentials (default `false`)
+
+  ## Examples
+
+      iex> q = Nitrox.tensor([[[[1.0]], [[1.0]]]])
+      iex> v = Nitrox.tensor([[[[2.0]], [[4.0]]]])
+      iex> Nitrox.flash_attention(q, q, v) |> Nitrox.to_list()
+      [[[[3.0]], [[3.0]]]]
+      iex> Nitrox.flash_attention(q, q, v, causal: true) |> Nitrox.to_list()
+      [[[[2.0]], [[3.0]]]]
+  """
+  @doc group: "Layers"
+  @spec flash_attention(t(), t(), t(), keyword()) :: t() | {t(), t()}
+  def flash_attention(q, k, v, opts \\ []) do
+    number = {"a number", &is_number/1}
+    place = {"an integer or a tensor", &(is_integer(&1) or tensor?(&1))}
+
+    opts =
+      Options.validate!(:flash_attention, opts,
+        scale: {nil, number},
+        softcap: {nil, number},
+        bias: {nil, tensor()},
+        causal: {false, boolean()},
+        window: {nil, {"{left, right}, numbers of keys or nil", &window?/1}},
+        offset: {nil, place},
+        kv_len: {nil, tensor()},
+        key_mask: {nil, tensor()},
+        lse: {false, boolean()}
+      )
+
+    {left, right} = opts.window || {nil, nil}
+
+    {offset, offset_tensor} =
+      if tensor?(opts.offset), do: {nil, opts.offset}, else: {opts.offset, nil}
+
+    op = %Op.FlashAttention{
+      scale: opts.scale && opts.scale * 1.0,
+      causal: opts.causal,
+      left: left,
+      right: right,
+      softcap: opts.softcap && opts.softcap * 1.0,
+      offset: offset,
+      lse: opts.lse
+    }
+
+    inputs = [q, k, v, opts.bias, opts.key_mask, opts.kv_len, offset_tensor]
+
+    case Op.apply(op, inputs) do
+      [out] -> out
+      [out, lse] -> {out, lse}
+    end
+  end
+
+  defp window?({left, right}) do
+    Enum.all?([left, right], &(is_nil(&1) or (is_integer(&1) and &1 >= 0)))
+  end
+
+  defp window?(_), do: false
+
   # ── Choosing ───────────────────────────────────────────────────────────────────────────────────
 
   @doc """

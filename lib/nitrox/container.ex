@@ -68,10 +68,11 @@ defmodule Nitrox.Container do
 
   defp gather(term, :leaf, {op, what, leaf}, path, acc) do
     case leaf.(term) do
-      :error ->
-        raise Error.argument(op, "#{what}#{path_text(path)} can't be #{describe(term)}")
+      {:error, expected} ->
+        message = "#{what}#{path_text(path)} must be #{expected}, got #{describe(term)}"
+        raise Error.argument(op, message)
 
-      leaf ->
+      {:ok, leaf} ->
         [leaf | acc]
     end
   end

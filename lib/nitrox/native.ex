@@ -18,6 +18,7 @@ defmodule Nitrox.Native do
     device_info: 1,
     warmup: 2,
     synchronize: 1,
+    keep_awake: 2,
     trim: 1,
     memory_stats: 1,
     from_binary: 3,
@@ -60,9 +61,14 @@ defmodule Nitrox.Native do
   def load do
     path = :filename.join(:code.priv_dir(:nitrox), ~c"native/libnitrox_nif")
 
-    with {:error, {_, text}} <- :erlang.load_nif(path, 0) do
+    with {:error, {kind, text}} <- :erlang.load_nif(path, 0) do
       message = "the library of Nitrox could not be loaded: #{path}: #{text}"
-      hint = "build it with `mix compile`, on the machine it is to run on"
+
+      hint =
+        if kind in [:upgrade, :reload],
+          do: "restart the VM: the library can't be replaced in one that runs",
+          else: "build it with `mix compile`, on the machine it is to run on"
+
       :persistent_term.put(@unloaded, {:error, {:unavailable, nil, message, hint}})
     end
 

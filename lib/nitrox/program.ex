@@ -190,9 +190,9 @@ defmodule Nitrox.Program do
           )
   end
 
-  defp feed(%Tensor{ref: ref}), do: ref
-  defp feed(binary) when is_binary(binary), do: binary
-  defp feed(_), do: :error
+  defp feed(%Tensor{ref: ref}), do: {:ok, ref}
+  defp feed(binary) when is_binary(binary), do: {:ok, binary}
+  defp feed(_), do: {:error, "a tensor or a binary"}
 
   @doc false
   def outputs(%__MODULE__{readback: true, outputs: skeleton}, binaries) do
@@ -278,7 +278,7 @@ defmodule Nitrox.Program do
   defp next_leaves(next_state, {skeleton, specs}) do
     leaves =
       Container.leaves(next_state, skeleton, :program, "new state", fn leaf ->
-        if traced?(leaf), do: leaf, else: :error
+        if traced?(leaf), do: {:ok, leaf}, else: {:error, "a value or a tensor"}
       end)
 
     for {leaf, {type, shape}} <- Enum.zip(leaves, specs),

@@ -9,7 +9,6 @@ defmodule Nitrox.Telemetry do
   | `[:nitrox, :program, :run]` | `duration` | `program` |
   | `[:nitrox, :session, :step]` | `duration` | `session` |
   | `[:nitrox, :memory, :collected]` | `duration` | `call`: all processes were collected, as it ran out of memory |
-  | `[:nitrox, :fallback]` | | what fell back, and why |
 
   Durations are in native units (`System.convert_time_unit/3`).
   """

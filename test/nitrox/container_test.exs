@@ -3,7 +3,7 @@ defmodule Nitrox.ContainerTest do
   alias Nitrox.{Container, Error}
 
   defp flatten(container), do: Container.flatten(container, :test, "it", &is_integer/1)
-  defp leaf(x), do: if(is_integer(x), do: x, else: :error)
+  defp leaf(x), do: if(is_integer(x), do: {:ok, x}, else: {:error, "a number"})
 
   test "flattens in a fixed order and puts together again" do
     for {container, leaves} <- [
@@ -44,7 +44,7 @@ defmodule Nitrox.ContainerTest do
            "test: it[1] must be a map with the keys :a, got a map with the keys :a, :b"},
           {{1, %{a: [2]}}, "test: it[1][:a] must be a list of 2, got a list of 1"},
           {{1, %{a: [2 | 3]}}, "test: it[1][:a] must be a list of 2, got an improper list"},
-          {{:x, %{a: [2, 3]}}, "test: it[0] can't be :x"}
+          {{:x, %{a: [2, 3]}}, "test: it[0] must be a number, got :x"}
         ] do
       assert_raise Error, message, fn ->
         Container.leaves(bad, skeleton, :test, "it", &leaf/1)

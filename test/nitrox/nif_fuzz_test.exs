@@ -183,6 +183,17 @@ defmodule Nitrox.NifFuzzTest do
        [{f, [2, 3, 2]}, {f, [2, 2]}, {f, [2, 2]}, {f, [2, 8]}, {f, [2, 8]}, {f, [8]}, nil]},
       {{:gru, %{reverse: false}},
        [{f, [2, 3, 2]}, nil, {f, [2, 6]}, {f, [2, 6]}, {f, [8]}, {{:u, 8}, [2, 3]}]},
+      {{:flash_attention,
+        %{scale: nil, causal: true, left: 2, right: nil, softcap: 5.0, offset: nil, lse: true}},
+       [
+         {f, [2, 3, 2, 4]},
+         {f, [2, 4, 1, 4]},
+         {f, [2, 4, 1, 4]},
+         {f, [2, 1, 4]},
+         {{:u, 8}, [2, 4]},
+         {s, [2]},
+         {s, []}
+       ]},
       {{:causal_conv1d, %{activation: :silu}},
        [{f, [2, 3, 2]}, {f, [3, 2]}, {f, [2]}, {f, [2, 2, 2]}]},
       {{:selective_scan,
@@ -225,6 +236,8 @@ defmodule Nitrox.NifFuzzTest do
 
   defp args(name, _) when name in [:device_info, :synchronize, :trim, :memory_stats],
     do: [device()]
+
+  defp args(:keep_awake, _), do: [device(), pick([true, false])]
 
   # A GPU's kernels would take minutes.
   defp args(:warmup, _), do: [pick([:cpu, {:cuda, 4_000_000}]), self()]

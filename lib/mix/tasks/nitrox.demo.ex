@@ -176,9 +176,12 @@ defmodule Mix.Tasks.Nitrox.Demo do
   defp paced({count, us}, opts) do
     """
       at #{opts.fps} a second      #{times(us)}
-                          #{count} frames
+                          #{count} frames#{awake(opts.device)}
     """
   end
+
+  defp awake(:cpu), do: ""
+  defp awake(_), do: ", the GPU kept awake (Nitrox.Device.keep_awake/2)"
 
   # Broken at spaces, into lines of at most 76 characters.
   defp indent(text) do

@@ -48,6 +48,8 @@ defmodule Nitrox.Demo.CharacterModel do
     before = memory(opts.device)
     backbone = Backbone.load(path(name), device: opts.device)
     session = Backbone.session(backbone, sample: opts.sample)
+    # As an agent in a game would: between two frames a GPU falls asleep.
+    Nitrox.Device.keep_awake(opts.device)
     :erlang.garbage_collect()
     held = memory(opts.device) - before
     start = Session.snapshot(session)

@@ -55,6 +55,17 @@ fn benches(c: &mut Criterion) {
             let name = format!("gru/{dtype}-b1t{time}i{h}h{h}", dtype = dtype.name());
             case(name, Op::Gru(Recurrent { reverse: false }), &inputs);
         }
+        let attention = |causal| {
+            let (scale, left, right, softcap, offset) = (None, None, None, None, None);
+            let lse = false;
+            Op::FlashAttention(FlashAttention { scale, causal, left, right, softcap, offset, lse })
+        };
+        for (queries, keys, heads) in [(1, 60, 4), (60, 60, 8), (512, 512, 8), (1, 8192, 8)] {
+            let q = make(&[1, queries, heads, 64], 1.0);
+            let (k, v) = (make(&[1, keys, heads, 64], 1.0), make(&[1, keys, heads, 64], 1.0));
+            let name = format!("attn/{}-b1h{heads}q{queries}k{keys}d64-causal", dtype.name());
+            case(name, attention(true), &[&q, &k, &v].map(Some));
+        }
         let (x, gamma, beta) = (make(&[64, 512], 1.0), make(&[512], 1.0), make(&[512], 1.0));
         let name = format!("layer_norm/{dtype}-64x512", dtype = dtype.name());
         let inputs = [&x, &gamma, &beta].map(Some);

@@ -1,5 +1,6 @@
 //! The shape and type rule of every op. Eager calls, traced programs and Nx templates all ask here.
 
+pub(crate) mod attention;
 pub(crate) mod sequence;
 
 use crate::error::{Error, Result};
@@ -15,6 +16,7 @@ pub fn infer(op: &Op, inputs: &[Option<&Spec>]) -> Result<Vec<Spec>> {
         Op::RmsNorm(attrs) => norm(&inputs, attrs, false),
         Op::Lstm(_) => lstm(&inputs),
         Op::Gru(_) => gru(&inputs),
+        Op::FlashAttention(attrs) => attention::flash(&inputs, attrs),
         Op::CausalConv1d(_) => sequence::causal_conv1d(&inputs),
         Op::SelectiveScan(attrs) => sequence::selective_scan(&inputs, attrs),
         Op::Rope(attrs) => sequence::rope(&inputs, attrs),

@@ -1,5 +1,6 @@
 //! One instance of a program: an arena with fixed slots and, on CUDA, its captured graphs.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use crate::call::{Call, View};
@@ -37,13 +38,30 @@ pub(crate) struct Slots {
     params: Vec<u64>,
 }
 
+/// A part of the arena that a graph finds somewhere else: in memory of the host that the device
+/// reads and writes over the bus.
+#[derive(Debug, Clone)]
+pub(crate) struct Window {
+    pub range: Range<usize>,
+    pub addr: u64,
+}
+
 impl Slots {
     pub fn base(&self) -> u64 {
         self.arena.addr()
     }
 
-    pub fn addr(&self, place: Place, parity: usize) -> u64 {
-        place.addr(parity, self.arena.addr(), &self.params)
+    pub fn addr(&self, place: Place, parity: usize, windows: &[Window]) -> u64 {
+        match place {
+            Place::Param(i) => self.params[i],
+            Place::Arena(offsets) => {
+                let offset = offsets[parity];
+                match windows.iter().find(|w| w.range.contains(&offset)) {
+                    Some(window) => window.addr + (offset - window.range.start) as u64,
+                    None => self.base() + offset as u64,
+                }
+            }
+        }
     }
 
     /// Gives each step's call to `execute`, in order.
@@ -51,10 +69,11 @@ impl Slots {
         &self,
         plan: &Plan,
         parity: usize,
+        windows: &[Window],
         mut execute: impl FnMut(&Call) -> Result<()>,
     ) -> Result<()> {
         for step in &plan.steps {
-            let view = |(place, spec)| View { addr: self.addr(place, parity), spec };
+            let view = |(place, spec)| View { addr: self.addr(place, parity, windows), spec };
             let inputs: Vec<_> =
                 step.inputs.iter().map(|i| i.as_ref().map(|(p, spec)| view((*p, spec)))).collect();
             let outputs: Vec<_> = step.outputs.iter().map(|(p, spec)| view((*p, spec))).collect();
@@ -184,10 +203,10 @@ fn run_on_cpu(
     }
     // SAFETY: the plan keeps live values apart and sized the workspace; arena and parameters live
     // as long as the instance.
-    slots.calls(&program.plan, parity, |call| unsafe { cpu.execute(call) })?;
+    slots.calls(&program.plan, parity, &[], |call| unsafe { cpu.execute(call) })?;
     let mut results = Vec::with_capacity(program.plan.outputs.len());
     for (place, spec) in &program.plan.outputs {
-        let addr = slots.addr(*place, parity);
+        let addr = slots.addr(*place, parity, &[]);
         results.push(if program.options.readback {
             let mut bytes = vec![0; spec.bytes()];
             cpu.read(addr, &mut bytes)?;

@@ -25,6 +25,10 @@ pub enum Op {
     /// `x {B, T, I}, h0? {B, H}, wi {I, 3H}, wh {H, 3H}, b? {4H}, mask? {B, T}`
     /// → `seq {B, T, H}, h {B, H}`; gates in the order r z n, bias r z n and the recurrent n
     Gru(Recurrent),
+    /// `q {B, Sq, Hq, D}, k {B, Sk, Hkv, D}, v {B, Sk, Hkv, D}, bias? (broadcast to {B, Hq, Sq, Sk}),
+    /// key_mask? u8 {B, Sk}, kv_len? s32 {B}, offset? s32 {} or {B}` → `out {B, Sq, Hq, D}`, and
+    /// `lse f32 {B, Hq, Sq}` where it is asked for
+    FlashAttention(FlashAttention),
     /// `x {B, L, D}, w {K, D}, b? {D}, state? {B, K−1, D}` → `y {B, L, D}, state {B, K−1, D}`
     CausalConv1d(CausalConv1d),
     /// `x {B, L, D}, dt {B, L, D}, a {D, N}, b {B, L, N}, c {B, L, N}, d? {D}, z? {B, L, D},
@@ -76,6 +80,7 @@ impl Op {
             Op::RmsNorm(_) => "rms_norm",
             Op::Lstm(_) => "lstm",
             Op::Gru(_) => "gru",
+            Op::FlashAttention(_) => "flash_attention",
             Op::CausalConv1d(_) => "causal_conv1d",
             Op::SelectiveScan(_) => "selective_scan",
             Op::Rope(_) => "rope",
@@ -131,6 +136,50 @@ pub struct Norm {
 pub struct Recurrent {
     /// From the last frame to the first; `seq` keeps the order of `x`.
     pub reverse: bool,
+}
+
+/// Scores are `scale · q·k`, then the soft cap, then the bias, then the masks. Query i stands at
+/// the key i + offset; `causal`, `left` and `right` count from there. A row with nothing to attend
+/// to is zeros, its lse −∞.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FlashAttention {
+    /// 1/√D where not given.
+    pub scale: Option<f64>,
+    /// No keys after the query's own place.
+    pub causal: bool,
+    /// At most so many keys before the query's own place.
+    pub left: Option<usize>,
+    /// At most so many keys after it.
+    pub right: Option<usize>,
+    /// `cap · tanh(score / cap)`.
+    pub softcap: Option<f64>,
+    /// Sk − Sq where neither this nor the input of that name is given.
+    pub offset: Option<i64>,
+    /// Whether the logarithm of the sum of the exponentials is an output as well.
+    pub lse: bool,
+}
+
+impl FlashAttention {
+    /// The scale of the scores of heads of this size.
+    pub fn scale(&self, head: usize) -> f32 {
+        self.scale.unwrap_or_else(|| 1.0 / (head as f64).sqrt()) as f32
+    }
+
+    /// `(low, high)`: query i sees the keys from i + low up to, and without, i + high. Where the
+    /// offset is an input it is still to be added to both. Far beyond any length they are cut off.
+    pub fn reach(&self, queries: usize, keys: usize, offset_is_input: bool) -> (i64, i64) {
+        const FAR: i128 = 1 << 40;
+        let offset = match self.offset {
+            _ if offset_is_input => 0,
+            Some(offset) => i128::from(offset),
+            None => keys as i128 - queries as i128,
+        };
+        let right = if self.causal { Some(0) } else { self.right };
+        let low = self.left.map_or(-FAR, |left| offset - left as i128);
+        let high = right.map_or(FAR, |right| offset + right as i128 + 1);
+        (low.clamp(-FAR, FAR) as i64, high.clamp(-FAR, FAR) as i64)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]

@@ -5,7 +5,8 @@
 //! is a `put_slice` into the old one and nobody reads the old one afterwards, one slot is enough
 //! and only the slice is written.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 use crate::error::{Error, Result};
 use crate::infer::infer;
@@ -14,20 +15,15 @@ use crate::pool::ALIGNMENT;
 use crate::program::{Graph, Ref};
 use crate::spec::Spec;
 
+/// The bytes of an output that may be read over the bus by the step that samples from it, say:
+/// one trip, which a copy node takes as well.
+const SMALL: usize = 1024;
+
 /// Where a value lies in a run: a parameter, or the arena at one offset a parity.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Place {
     Param(usize),
     Arena([usize; 2]),
-}
-
-impl Place {
-    pub fn addr(self, parity: usize, arena: u64, params: &[u64]) -> u64 {
-        match self {
-            Place::Param(i) => params[i],
-            Place::Arena(offsets) => arena + offsets[parity] as u64,
-        }
-    }
 }
 
 #[derive(Debug)]
@@ -52,6 +48,11 @@ pub(crate) struct Plan {
     /// Whether any state has two slots.
     pub alternates: bool,
     pub outputs: Vec<(Place, Spec)>,
+    /// The part of the arena that holds outputs which no step reads, or which are small: a device
+    /// may put these elsewhere altogether.
+    pub exported: Range<usize>,
+    /// Whether an input is also an output.
+    pub echoes: bool,
 }
 
 /// What holds a value's bytes.
@@ -147,12 +148,26 @@ pub(crate) fn plan(
         slots.push(([first, second], spec.clone()));
     }
     // Outputs lie behind one another too, so that they are read back in one copy.
+    let read: BTreeSet<Storage> = graph
+        .nodes
+        .iter()
+        .flat_map(|n| n.inputs.iter().flatten())
+        .map(|&r| values.storage(r))
+        .collect();
     let mut offsets: BTreeMap<Storage, usize> = BTreeMap::new();
-    for &r in &graph.outputs {
-        let storage = values.storage(r);
-        let own = matches!(storage, Storage::Node(..)) && !slot_of.contains_key(&storage);
-        if own && !offsets.contains_key(&storage) {
-            offsets.insert(storage, arena.take(values.spec(r)?.bytes())?);
+    let mut exported = arena.size..arena.size;
+    for inside in [false, true] {
+        for &r in &graph.outputs {
+            let storage = values.storage(r);
+            let own = matches!(storage, Storage::Node(..)) && !slot_of.contains_key(&storage);
+            let bytes = values.spec(r)?.bytes();
+            let reread = read.contains(&storage) && bytes > SMALL;
+            if own && reread == inside && !offsets.contains_key(&storage) {
+                offsets.insert(storage, arena.take(bytes)?);
+            }
+        }
+        if !inside {
+            exported.end = arena.size;
         }
     }
     let kept: Vec<Storage> = offsets.keys().copied().collect();
@@ -259,6 +274,8 @@ pub(crate) fn plan(
         alternates: slots.iter().any(|([a, b], _)| a != b),
         states: slots,
         outputs,
+        exported,
+        echoes: graph.outputs.iter().any(|&r| matches!(values.storage(r), Storage::Input(_))),
     })
 }
 

@@ -74,6 +74,16 @@ fn sequence_op() -> impl Strategy<Value = Op> {
     ]
 }
 
+fn flash_attention() -> impl Strategy<Value = FlashAttention> {
+    let rare = || prop::option::weighted(0.2, number());
+    let many = || prop::option::of(length());
+    let start = prop::option::weighted(0.2, axis());
+    let options = (rare(), any::<bool>(), many(), many(), rare(), start);
+    (options, any::<bool>()).prop_map(|((scale, causal, left, right, softcap, offset), lse)| {
+        FlashAttention { scale, causal, left, right, softcap, offset, lse }
+    })
+}
+
 fn any_op() -> impl Strategy<Value = Op> {
     use UnaryKind::*;
     let unary = select(vec![Negate, Sign, Exp, Relu, LogicalNot, Round]);
@@ -91,6 +101,7 @@ fn any_op() -> impl Strategy<Value = Op> {
         number().prop_map(|epsilon| Op::RmsNorm(Norm { epsilon })),
         any::<bool>().prop_map(|reverse| Op::Lstm(Recurrent { reverse })),
         any::<bool>().prop_map(|reverse| Op::Gru(Recurrent { reverse })),
+        flash_attention().prop_map(Op::FlashAttention),
         Just(Op::Embedding(Embedding {})),
         sequence_op(),
         (axis(), any::<bool>()).prop_map(|(axis, log)| Op::Softmax(Softmax { axis, log })),
@@ -154,6 +165,15 @@ fn plausible(op: &Op, t: DType, n: [usize; 4], given: u8) -> Option<Vec<Option<S
             s(t, &[d, times(d, 3)?]),
             or(1, s(t, &[times(d, 4)?])),
             or(2, s(DType::U8, &[a, b])),
+        ],
+        Op::FlashAttention(_) => vec![
+            s(t, &[a, b, times(c, 2)?, d]),
+            s(t, &[a, d, c, d]),
+            s(t, &[a, d, c, d]),
+            or(0, s(t, &[times(c, 2)?, 1, d])),
+            or(1, s(DType::U8, &[a, d])),
+            or(2, s(DType::S32, &[a])),
+            or(3, s(DType::S32, &[])),
         ],
         Op::CausalConv1d(_) => {
             let kept = d.checked_sub(1)?;
@@ -362,12 +382,22 @@ fn sequences_refuse() {
 fn every_op_says_yes_to_something() {
     let f = DType::F32;
     let none = Activation::None;
+    let attention = FlashAttention {
+        scale: None,
+        causal: true,
+        left: Some(usize::MAX),
+        right: None,
+        softcap: Some(30.0),
+        offset: None,
+        lse: true,
+    };
     let yes: Vec<(Op, DType, [usize; 4])> = vec![
         (Op::Dense(Dense { activation: none }), f, [2, 3, 4, 1]),
         (Op::LayerNorm(Norm { epsilon: 0.0 }), f, [2, 3, 1, 1]),
         (Op::RmsNorm(Norm { epsilon: 1.0 }), f, [0, 3, 1, 1]),
         (Op::Lstm(Recurrent { reverse: true }), f, [2, 0, 4, 5]),
         (Op::Gru(Recurrent { reverse: false }), DType::F16, [2, 3, 4, 5]),
+        (Op::FlashAttention(attention), f, [2, 3, 4, 5]),
         (Op::Embedding(Embedding {}), f, [2, 3, 4, 5]),
         (Op::CausalConv1d(CausalConv1d { activation: none }), f, [2, 3, 4, 16]),
         (Op::GatedMlp(GatedMlp { activation: none }), DType::BF16, [2, 3, 4, 1]),

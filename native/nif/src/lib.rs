@@ -32,8 +32,9 @@ nifs! {
     "Normal" device_info(device) => devices::device_info;
     "DirtyIo" warmup(device, pid) => devices::warmup;
     "DirtyIo" synchronize(device) => devices::synchronize;
+    "DirtyIo" keep_awake(device, on) => devices::keep_awake;
     "DirtyIo" trim(device) => devices::trim;
-    "Normal" memory_stats(device) => devices::memory_stats;
+    "DirtyIo" memory_stats(device) => devices::memory_stats;
 
     "Normal" from_binary(device, spec, bytes) => tensors::from_binary, Normal;
     "DirtyIo" from_binary_dirty(device, spec, bytes) => tensors::from_binary, Dirty;
@@ -48,17 +49,17 @@ nifs! {
     "Normal" infer(op, specs) => tensors::infer_specs;
     "DirtyCpu" explain(device, op, specs) => tensors::explain;
 
-    "DirtyCpu" compile(device, graph, params, state, options) => programs::compile;
+    "DirtyIo" compile(device, graph, params, state, options) => programs::compile;
     "Normal" program_info(program) => programs::program_info;
     "Normal" program_run(program, feeds) => programs::run, Normal;
-    "DirtyCpu" program_run_dirty(program, feeds) => programs::run, Dirty;
+    "DirtyIo" program_run_dirty(program, feeds) => programs::run, Dirty;
     "DirtyCpu" session_new(program) => programs::session_new;
     "Normal" session_step(session, feeds) => programs::step, Normal;
-    "DirtyCpu" session_step_dirty(session, feeds) => programs::step, Dirty;
-    "DirtyCpu" session_snapshot(session) => programs::snapshot;
-    "DirtyCpu" session_restore(session, state) => programs::restore;
-    "DirtyCpu" session_fork(session) => programs::fork;
-    "DirtyIo" wait(run) => programs::wait;
+    "DirtyIo" session_step_dirty(session, feeds) => programs::step, Dirty;
+    "DirtyIo" session_snapshot(session) => programs::snapshot;
+    "DirtyIo" session_restore(session, state) => programs::restore;
+    "DirtyIo" session_fork(session) => programs::fork;
+    "DirtyCpu" wait(run) => programs::wait;
 
     "DirtyIo" weights_open(path) => weights::open;
     "DirtyIo" weights_fetch(weights, name, device) => weights::fetch;

@@ -2,9 +2,9 @@
 //!
 //! A run is tried on the caller's own scheduler. What would block there is answered with `:heavy`
 //! (an instance is in use, or the run is long) or `{:pending, run}` (the GPU has it), and Elixir
-//! goes on with a dirty twin. Those that queue for an instance are on the dirty CPU schedulers and
-//! those that wait for the GPU on the dirty IO ones: a run that is under way never has to queue
-//! behind calls that wait for it.
+//! goes on with a dirty twin. Those that queue for an instance are on the dirty IO schedulers and
+//! those that wait for the GPU on the dirty CPU ones, where the VM also collects large heaps: a run
+//! that is under way never has to queue behind calls that wait for it.
 
 use std::sync::{Arc, Mutex, PoisonError};
 

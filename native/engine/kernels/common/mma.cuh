@@ -3,16 +3,23 @@
 
 #include "common/async.cuh"
 
-// Four 8×8 matrices of 16-bit values; each lane names the start of one row.
-__device__ __forceinline__ void load_matrices(u32 (&r)[4], const void* row) {
+// Four 8×8 matrices of 16-bit values; each lane names the start of one row, by a pointer into
+// shared memory or by its address there.
+__device__ __forceinline__ void load_matrices(u32 (&r)[4], u32 row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(shared_address(row)) : "memory");
+                 : "r"(row) : "memory");
 }
-__device__ __forceinline__ void load_matrices_transposed(u32 (&r)[4], const void* row) {
+__device__ __forceinline__ void load_matrices(u32 (&r)[4], const void* row) {
+    load_matrices(r, shared_address(row));
+}
+__device__ __forceinline__ void load_matrices_transposed(u32 (&r)[4], u32 row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(shared_address(row)) : "memory");
+                 : "r"(row) : "memory");
+}
+__device__ __forceinline__ void load_matrices_transposed(u32 (&r)[4], const void* row) {
+    load_matrices_transposed(r, shared_address(row));
 }
 
 // c {16, 8} += a {16, 16} · b {16, 8}

@@ -1,6 +1,7 @@
 //! The CPU device: vectorised for what the processor at hand has, with threads where they pay.
 
 mod arithmetic;
+mod attention;
 mod conv;
 mod dense;
 mod elementwise;
@@ -110,6 +111,7 @@ impl Cpu {
                 Op::Dense(attrs) => dense::execute(call, attrs),
                 Op::LayerNorm(attrs) | Op::RmsNorm(attrs) => norm::execute(call, attrs),
                 Op::Lstm(attrs) | Op::Gru(attrs) => recurrent::execute(call, attrs),
+                Op::FlashAttention(attrs) => attention::execute(call, attrs),
                 Op::CausalConv1d(attrs) => conv::execute(call, attrs),
                 Op::SelectiveScan(attrs) => scan::execute(call, attrs),
                 Op::Rope(attrs) => rope::execute(call, attrs),
@@ -147,6 +149,7 @@ fn nanoseconds(op: &Op, inputs: &[Option<&Spec>]) -> Result<f64> {
         (Op::Dense(_), [_, Some(w), ..]) => dense::shape(x, w).ns(size) + elements as f64 * 0.5,
         (Op::Lstm(_) | Op::Gru(_), _) => recurrent::Plan::new(op, inputs)?.ns(),
         (Op::LayerNorm(_) | Op::RmsNorm(_), _) => norm::cost(x.len()),
+        (Op::FlashAttention(_), [_, Some(k), ..]) => attention::cost(x, k),
         (Op::CausalConv1d(_), [_, Some(w), ..]) => conv::cost(x, w),
         (Op::SelectiveScan(attrs), [_, _, Some(a), ..]) => scan::cost(attrs, x, a),
         (Op::Rope(attrs), _) => rope::cost(attrs, x),
@@ -206,6 +209,9 @@ fn kernel(op: &Op, inputs: &[Option<&Spec>]) -> Result<(&'static str, &'static s
         },
         (Op::LayerNorm(_) | Op::RmsNorm(_), _) => {
             (variant!("rows"), "statistics in two passes over each row")
+        }
+        (Op::FlashAttention(_), _) => {
+            (variant!("online-softmax"), "blocks of rows against tiles of keys")
         }
         (Op::Softmax(_) | Op::Argmax(_) | Op::Reduce(_), _) => {
             (variant!("reduce"), "along rows, or across them many columns side by side")

@@ -123,7 +123,7 @@ fn plan(props: &Props, p: &Product) -> Result<Plan> {
     let sms = props.sms as usize;
     let pack = 16 / p.dtype.size();
     if p.rows <= FEW {
-        let whole = p.columns % pack == 0;
+        let whole = p.columns.is_multiple_of(pack);
         // A group of lanes covers whole 32-byte sectors of a row of w. More lanes read longer
         // stretches, as long as that leaves a block for every multiprocessor.
         let (width, lanes) = if whole {
@@ -156,7 +156,7 @@ fn plan(props: &Props, p: &Product) -> Result<Plan> {
         _ => (&MMA_TILES, p.module(TILED_MMA), "tensor cores"),
     };
     let [big, mid, slim, odd] = tiles;
-    let whole = p.columns % pack == 0 && p.inner % pack == 0;
+    let whole = p.columns.is_multiple_of(pack) && p.inner.is_multiple_of(pack);
     let (variant, tile) = match () {
         () if !whole => ("tiled_odd", odd),
         () if big.blocks(p) >= sms => ("tiled_big", big),

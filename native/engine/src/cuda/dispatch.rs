@@ -1,8 +1,8 @@
 //! Which family serves which op.
 
 use super::{
-    Context, Module, Props, conv, dense, elementwise, embedding, mlp, norm, recurrent, reduce,
-    rope, sample, scan, shape,
+    Context, Module, Props, attention, conv, dense, elementwise, embedding, mlp, norm, recurrent,
+    reduce, rope, sample, scan, shape,
 };
 use crate::call::Call;
 use crate::device::Explanation;
@@ -29,6 +29,7 @@ macro_rules! family {
             op @ (Op::Softmax(_) | Op::Argmax(_) | Op::Reduce(_)) => {
                 reduce::$function($first, op, $last)
             }
+            Op::FlashAttention(op) => attention::$function($first, op, $last),
             Op::Sample(op) => sample::$function($first, op, $last),
             Op::Embedding(op) => embedding::$function($first, op, $last),
             Op::CausalConv1d(op) => conv::$function($first, op, $last),
@@ -56,6 +57,7 @@ pub fn modules(props: &Props, op: &Op, inputs: Inputs) -> Result<Vec<Module>> {
 pub fn workspace(props: &Props, op: &Op, inputs: Inputs) -> Result<usize> {
     match op {
         Op::Reduce(_) => reduce::workspace(props, op, inputs),
+        Op::FlashAttention(op) => attention::workspace(props, op, inputs),
         Op::Lstm(_) | Op::Gru(_) => recurrent::workspace(props, op, inputs),
         Op::SelectiveScan(op) => scan::workspace(props, op, inputs),
         Op::GatedMlp(op) => mlp::workspace(props, op, inputs),
@@ -73,6 +75,7 @@ pub unsafe fn launch(cx: &Context, call: &Call) -> Result<()> {
 /// Every module of every family.
 pub fn all_modules() -> Vec<Module> {
     [
+        attention::all_modules(),
         elementwise::all_modules(),
         shape::all_modules(),
         reduce::all_modules(),
@@ -85,6 +88,7 @@ pub fn all_modules() -> Vec<Module> {
         dense::all_modules(),
         norm::all_modules(),
         recurrent::all_modules(),
+        super::runner::all_modules(),
     ]
     .concat()
 }

@@ -145,6 +145,10 @@ impl Template {
         let mut count = 0;
         // SAFETY: with no array given, only the count is written.
         unsafe { cu!(self.driver, cuGraphGetNodes(self.raw, ptr::null_mut(), &mut count)) }?;
+        if count == 0 {
+            // The driver refuses to list no nodes.
+            return Ok(Nodes::default());
+        }
         let mut all = vec![ptr::null_mut(); count];
         // SAFETY: the array holds `count` nodes.
         unsafe { cu!(self.driver, cuGraphGetNodes(self.raw, all.as_mut_ptr(), &mut count)) }?;

@@ -1,6 +1,8 @@
 //! The CUDA device. Every library is opened at run time: a machine without them loads Nitrox all
 //! the same and is told what was looked for.
 
+mod attention;
+mod awake;
 pub mod cache;
 mod conv;
 mod dense;
@@ -31,7 +33,7 @@ mod walk;
 pub mod warmup;
 mod window;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 pub use cache::Cache;
 pub use dispatch::all_modules;
@@ -65,6 +67,7 @@ pub struct Cuda {
     modules: Modules,
     staging: memory::Staging,
     main: Stream,
+    awake: Mutex<Option<awake::Awake>>,
 }
 
 impl Cuda {
@@ -106,6 +109,7 @@ impl Cuda {
             modules: Modules::new(&driver, &props, version),
             staging: memory::Staging::new(&driver)?,
             main: Stream::new(&driver)?,
+            awake: Mutex::default(),
             pool: Pool::new(id.to_string(), source, options),
             props,
             driver,

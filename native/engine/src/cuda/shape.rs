@@ -244,7 +244,7 @@ fn cut(
 
 impl Cut {
     fn pack(&self, pack: usize) -> usize {
-        let whole = |n: usize| n % pack == 0;
+        let whole = |n: usize| n.is_multiple_of(pack);
         let fits = packable(&self.dims, pack)
             && whole(self.base)
             && whole(self.place.unit as usize)

@@ -8,6 +8,9 @@ macro_rules! sources {
 
 /// Name → text of every `.cu` and `.cuh`. A header is included under its name here.
 pub static SOURCES: &[(&str, &str)] = sources![
+    "attention/attention.cu",
+    "attention/online.cuh",
+    "attention/tile.cuh",
     "common/async.cuh",
     "common/mma.cuh",
     "common/types.cuh",
@@ -26,6 +29,7 @@ pub static SOURCES: &[(&str, &str)] = sources![
     "elementwise/select.cu",
     "elementwise/unary.cu",
     "embedding/embedding.cu",
+    "graph/done.cu",
     "norm/norm.cu",
     "recurrent/cell.cuh",
     "recurrent/step.cu",

@@ -8,6 +8,7 @@ mod oracle;
 mod harness;
 mod rng;
 
+mod attention;
 mod cast;
 mod conv;
 mod dense;

@@ -2,6 +2,7 @@
 //! obvious on purpose: it shares no code with any device.
 
 mod array;
+mod attention;
 mod elementwise;
 mod network;
 mod recurrent;
@@ -78,6 +79,7 @@ pub fn evaluate(op: &Op, inputs: &[Option<&Array>]) -> Vec<Expected> {
         Op::RmsNorm(a) => network::norm(a, need(0), need(1), None, at(2)),
         Op::Lstm(a) => recurrent::lstm(a, need(0), [at(1), at(2)], need(3), need(4), at(5), at(6)),
         Op::Gru(a) => recurrent::gru(a, need(0), at(1), need(2), need(3), at(4), at(5)),
+        Op::FlashAttention(a) => attention::flash(a, std::array::from_fn(at)),
         Op::CausalConv1d(a) => sequence::causal_conv1d(a, need(0), need(1), at(2), at(3)),
         Op::SelectiveScan(a) => sequence::selective_scan(a, inputs),
         Op::Rope(a) => vec![sequence::rope(a, need(0), need(1))],
