@@ -28,6 +28,20 @@ pub(super) struct Product {
     pub dtype: DType,
     /// The result is f32 whatever the storage type: pre-activations of a recurrent net.
     pub to_f32: bool,
+    /// Two products of x, activation(x · w) ⊙ (x · up).
+    pub gated: bool,
+}
+
+impl Product {
+    /// Columns of y for so many columns of weights that a block reads side by side.
+    fn share(&self, across: usize) -> usize {
+        if self.gated { across / 2 } else { across }
+    }
+
+    fn module(&self, source: &'static str) -> Module {
+        let module = Module::of(source, self.dtype);
+        if self.gated { module.define("GATED", 1) } else { module }
+    }
 }
 
 /// Where a product's operands lie; 0 where there is none.
@@ -35,6 +49,7 @@ pub(super) struct Product {
 pub(super) struct Operands {
     pub x: u64,
     pub w: u64,
+    pub up: u64,
     pub bias: u64,
     pub residual: u64,
     pub y: u64,
@@ -78,7 +93,7 @@ const MMA_TILES: [Tiled; 4] = [
 
 impl Tiled {
     fn blocks(&self, p: &Product) -> usize {
-        p.rows.div_ceil(self.down).saturating_mul(p.columns.div_ceil(self.across))
+        p.rows.div_ceil(self.down).saturating_mul(p.columns.div_ceil(p.share(self.across)))
     }
 
     /// The stages, or the finished tile that lies there after them.
@@ -112,7 +127,7 @@ fn plan(props: &Props, p: &Product) -> Result<Plan> {
         // A group of lanes covers whole 32-byte sectors of a row of w. More lanes read longer
         // stretches, as long as that leaves a block for every multiprocessor.
         let (width, lanes) = if whole {
-            let fills = |lanes: &usize| p.columns.div_ceil(lanes * pack) >= sms;
+            let fills = |lanes: &usize| p.columns.div_ceil(p.share(lanes * pack)) >= sms;
             (pack, [8, 4].into_iter().find(fills).unwrap_or(2))
         } else {
             (1, 32 / p.dtype.size())
@@ -126,9 +141,9 @@ fn plan(props: &Props, p: &Product) -> Result<Plan> {
             (false, _) => ("vector_odd", "odd_8"),
         };
         let how = if whole { "16 bytes a load" } else { "rows of w are no whole 16-byte packs" };
-        let blocks = if p.rows == 0 { 0 } else { p.columns.div_ceil(lanes * width) };
+        let blocks = if p.rows == 0 { 0 } else { p.columns.div_ceil(p.share(lanes * width)) };
         return Ok(Plan {
-            module: Module::of(VECTOR, p.dtype),
+            module: p.module(VECTOR),
             entry,
             grid: Grid::new(blocks, VECTOR_THREADS)?,
             lanes: Some(lanes),
@@ -137,8 +152,8 @@ fn plan(props: &Props, p: &Product) -> Result<Plan> {
         });
     }
     let (tiles, module, unit) = match p.dtype {
-        DType::F32 => (&F32_TILES, Module::of(TILED_F32, p.dtype), "f32 multiply-adds"),
-        _ => (&MMA_TILES, Module::of(TILED_MMA, p.dtype), "tensor cores"),
+        DType::F32 => (&F32_TILES, p.module(TILED_F32), "f32 multiply-adds"),
+        _ => (&MMA_TILES, p.module(TILED_MMA), "tensor cores"),
     };
     let [big, mid, slim, odd] = tiles;
     let whole = p.columns.is_multiple_of(pack) && p.inner.is_multiple_of(pack);
@@ -183,7 +198,7 @@ pub(super) unsafe fn launch_product(
     }
     let plan = plan(cx.props(), p)?;
     let mut args = Args::new();
-    args.ptr(at.x).ptr(at.w).value(Epilogue {
+    args.ptr(at.x).ptr(at.w).ptr(at.up).value(Epilogue {
         bias: at.bias,
         residual: at.residual,
         y: at.y,
@@ -206,7 +221,7 @@ fn product(inputs: &[Option<&Spec>]) -> Result<Product> {
         return Err(Error::Internal("dense without its inputs".into()));
     };
     let (rows, inner, columns) = (x.rows(), x.last(), w.last());
-    Ok(Product { rows, inner, columns, dtype: x.dtype, to_f32: false })
+    Ok(Product { rows, inner, columns, dtype: x.dtype, to_f32: false, gated: false })
 }
 
 pub fn explain(props: &Props, _: &Dense, inputs: &[Option<&Spec>]) -> Result<Explanation> {
@@ -226,7 +241,7 @@ pub unsafe fn launch(cx: &Context, op: &Dense, call: &Call) -> Result<()> {
     let p = product(&specs)?;
     let addr = |i| call.input(i).map_or(0, |v| v.addr);
     let y = call.outputs.first().map_or(0, |v| v.addr);
-    let at = Operands { x: addr(0), w: addr(1), bias: addr(2), residual: addr(3), y };
+    let at = Operands { x: addr(0), w: addr(1), up: 0, bias: addr(2), residual: addr(3), y };
     // SAFETY: the caller vouches for the call's views, which `infer` has passed.
     unsafe { launch_product(cx, &p, op.activation, at) }
 }
