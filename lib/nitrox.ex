@@ -329,6 +329,166 @@ defmodule Nitrox do
   defp gates(_op, _name, weight, _count), do: weight
 
   @doc """
+  A causal convolution along time, each channel by itself. See `Nitrox.Op.CausalConv1d`.
+
+  `x {B, L, D}`, `w {K, D}` with `w[K − 1]` on the newest frame, `b {D}` or nil →
+  `{y {B, L, D}, state {B, K − 1, D}}`. The state is the last K − 1 frames: given to the next call,
+  windows follow on one another, and one frame is a window of L = 1. K is at most 16.
+
+  Options:
+
+    * `:activation` - `:none` or `:silu` (default `:none`)
+    * `:state` - `{B, K − 1, D}`, what came before (default: zeros)
+
+  ## Examples
+
+      iex> x = Nitrox.tensor([[[1.0], [2.0], [3.0]]])
+      iex> {y, state} = Nitrox.causal_conv1d(x, Nitrox.tensor([[10.0], [1.0]]), nil)
+      iex> {Nitrox.to_list(y), Nitrox.to_list(state)}
+      {[[[1.0], [12.0], [23.0]]], [[[3.0]]]}
+  """
+  @doc group: "Layers"
+  @spec causal_conv1d(t(), t(), t() | nil, keyword()) :: {t(), t()}
+  def causal_conv1d(x, w, b, opts \\ []) do
+    opts =
+      Options.validate!(:causal_conv1d, opts,
+        activation: {:none, one_of([:none, :silu])},
+        state: {nil, tensor()}
+      )
+
+    [y, state] = Op.apply(%Op.CausalConv1d{activation: opts.activation}, [x, w, b, opts.state])
+    {y, state}
+  end
+
+  @doc """
+  The selective scan of Mamba. See `Nitrox.Op.SelectiveScan`.
+
+  `x`, `dt {B, L, D}`, `a {D, N}` (A itself, which is negative, and not its logarithm),
+  `b`, `c {B, L, N}` → `{y {B, L, D}, h {B, D, N}}`, or with a norm `{normed, sum, h}`. One frame is
+  a window of L = 1. `a`, `:d` and `:dt_bias` may be `{:f, 32}` whatever the others are; `h` and
+  `:state` are.
+
+  Options:
+
+    * `:dt_bias` - `{D}`, added to dt first
+    * `:dt_softplus` - whether dt then takes the softplus (default `false`)
+    * `:dt_clamp` - `{low, high}`, between which dt is kept then
+    * `:d` - `{D}`, adds `d · x`
+    * `:z` - `{B, L, D}`, gates by `silu(z)`
+    * `:state` - `{B, D, N}`, the `h` of the window before (default: zeros)
+    * `:residual` - `{B, L, D}`, added last
+    * `:norm` - `{:layer_norm, gamma, beta}` or `{:rms_norm, gamma, nil}`: what comes out is
+      normalised over D, and the result is `{normed, sum, h}`
+    * `:epsilon` - of the norm (default `1.0e-5`)
+
+  ## Examples
+
+      iex> [x, dt] = [Nitrox.tensor([[[2.0], [2.0]]]), Nitrox.tensor([[[0.5], [0.5]]])]
+      iex> [b, c] = [Nitrox.tensor([[[1.0], [1.0]]]), Nitrox.tensor([[[1.0], [3.0]]])]
+      iex> {y, h} = Nitrox.selective_scan(x, dt, Nitrox.tensor([[0.0]]), b, c)
+      iex> {Nitrox.to_list(y), Nitrox.to_list(h)}
+      {[[[1.0], [6.0]]], [[[2.0]]]}
+  """
+  @doc group: "Layers"
+  @spec selective_scan(t(), t(), t(), t(), t(), keyword()) :: {t(), t()} | {t(), t(), t()}
+  def selective_scan(x, dt, a, b, c, opts \\ []) do
+    opts =
+      Options.validate!(:selective_scan, opts,
+        dt_bias: {nil, tensor()},
+        dt_softplus: {false, boolean()},
+        dt_clamp: {nil, range()},
+        d: {nil, tensor()},
+        z: {nil, tensor()},
+        state: {nil, tensor()},
+        residual: {nil, tensor()},
+        norm: {nil, norm()},
+        epsilon: {1.0e-5, not_negative()}
+      )
+
+    {norm, gamma, beta} = opts.norm || {nil, nil, nil}
+
+    op = %Op.SelectiveScan{
+      dt_softplus: opts.dt_softplus,
+      dt_clamp: opts.dt_clamp,
+      norm: norm,
+      epsilon: opts.epsilon * 1.0
+    }
+
+    inputs = [x, dt, a, b, c, opts.d, opts.z, opts.dt_bias, opts.state, opts.residual]
+    List.to_tuple(Op.apply(op, inputs ++ [gamma, beta]))
+  end
+
+  @doc """
+  A feed-forward block with a gate, `(activation(x · gate) ⊙ (x · up)) · down`. See
+  `Nitrox.Op.GatedMlp`.
+
+  `x {…, D}`, `gate {D, F}`, `up {D, F}`, `down {F, D}` → `{…, D}`.
+
+  Options:
+
+    * `:activation` - `:silu`, `:gelu` (by the error function) or `:gelu_tanh` (default `:silu`)
+    * `:residual` - a tensor of x's shape, added last
+
+  ## Examples
+
+      iex> w = Nitrox.tensor([[1.0]])
+      iex> y = Nitrox.gated_mlp(Nitrox.tensor([[0.0]]), w, w, w, residual: Nitrox.tensor([[3.0]]))
+      iex> Nitrox.to_list(y)
+      [[3.0]]
+  """
+  @doc group: "Layers"
+  @spec gated_mlp(t(), t(), t(), t(), keyword()) :: t()
+  def gated_mlp(x, gate, up, down, opts \\ []) do
+    opts =
+      Options.validate!(:gated_mlp, opts,
+        activation: {:silu, one_of([:silu, :gelu, :gelu_tanh])},
+        residual: {nil, tensor()}
+      )
+
+    one(%Op.GatedMlp{activation: opts.activation}, [x, gate, up, down, opts.residual])
+  end
+
+  @doc """
+  Rotary positions. See `Nitrox.Op.Rope`.
+
+  `x {B, S, H, D}`, `positions` of `{:s, 32}`: `{B, S}`, `{S}`, or `{}`, the position of the first
+  frame → `{B, S, H, D}`. D is even, or `:dims` says how many features turn.
+
+  Options:
+
+    * `:base` - of the frequencies (default `10_000.0`)
+    * `:scale` - by which positions are multiplied (default `1.0`)
+    * `:dims` - how many of the first features turn, an even number (default: all)
+    * `:interleaved` - neighbours make a pair, as in GPT-J, and not the two halves (default `false`)
+
+  ## Examples
+
+      iex> x = Nitrox.tensor([[[[1.0, 2.0]]]])
+      iex> Nitrox.rope(x, Nitrox.tensor([0])) |> Nitrox.to_list()
+      [[[[1.0, 2.0]]]]
+  """
+  @doc group: "Layers"
+  @spec rope(t(), t(), keyword()) :: t()
+  def rope(x, positions, opts \\ []) do
+    opts =
+      Options.validate!(:rope, opts,
+        base: {10_000.0, number()},
+        scale: {1.0, number()},
+        dims: {nil, integer(0)},
+        interleaved: {false, boolean()}
+      )
+
+    op = %Op.Rope{
+      base: opts.base * 1.0,
+      scale: opts.scale * 1.0,
+      dims: opts.dims,
+      interleaved: opts.interleaved
+    }
+
+    one(op, [x, positions])
+  end
+
+  @doc """
   Rows of a table, one for each id. See `Nitrox.Op.Embedding`.
 
   `table {V, E}`, `ids {…}` of an integer type → `{…, E}`. An id outside of the table gives NaN.

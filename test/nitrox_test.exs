@@ -36,6 +36,17 @@ defmodule NitroxTest do
             {fn -> Nitrox.sample(x, x, top_p: 1.5) end, ["top_p", "at most 1", "1.5"]},
             {fn -> Nitrox.sample(x, x, seed: -1) end, ["seed", "2^64", "-1"]},
             {fn -> Nitrox.sample(x, x, temperature: -0.5) end, ["temperature", "-0.5"]},
+            {fn -> Nitrox.causal_conv1d(x, x, nil, activation: :gelu) end,
+             ["activation", "one of :none, :silu", ":gelu"]},
+            {fn -> Nitrox.selective_scan(x, x, x, x, x, dt_clamp: {1, 0}) end,
+             ["dt_clamp", "in order", "{1, 0}"]},
+            {fn -> Nitrox.selective_scan(x, x, x, x, x, norm: {:rms_norm, nil, nil}) end,
+             ["norm", "{:rms_norm, gamma, nil}"]},
+            {fn -> Nitrox.selective_scan(x, x, x, x, x, norm: {:layer_norm, one, nil}) end,
+             ["norm", "{:layer_norm, gamma, beta}"]},
+            {fn -> Nitrox.rope(x, one, base: "a") end, ["base", "a number", ~s("a")]},
+            {fn -> Nitrox.rope(x, one, dims: -2) end, ["dims", "at least 0", "-2"]},
+            {fn -> Nitrox.gated_mlp(x, x, x, x, activation: :relu) end, ["gelu_tanh", ":relu"]},
             {fn -> Nitrox.softmax(x, axis: :last) end, ["axis", "an integer", ":last"]},
             {fn -> Nitrox.argmax(x, keep_axis: true) end, ["keep_axis", "axis"]},
             {fn -> Nitrox.sum(x, axes: []) end, ["axes", "at least one", "[]"]},
@@ -219,6 +230,77 @@ defmodule NitroxTest do
 
       [forward] = list(forward)
       assert list(reversed) == [Enum.reverse(forward)]
+    end
+
+    test "a window of a convolution or a scan is its frames one after the other" do
+      random = fn shape, seed ->
+        count = Tuple.product(shape)
+        values = for i <- 1..count, do: :math.sin(i * 1.7 + seed)
+        Nitrox.reshape(tensor(values), shape)
+      end
+
+      [x, dt, z] = for seed <- 1..3, do: random.({1, 3, 4}, seed)
+      [b, c] = for seed <- 4..5, do: random.({1, 3, 2}, seed)
+      [a, d] = [Nitrox.subtract(random.({4, 2}, 6), 1.5), random.({4}, 7)]
+      frame = &Nitrox.slice(&1, [0, &2, 0], [1, 1, elem(&1.shape, 2)])
+      close = fn left, right -> left |> Nitrox.subtract(right) |> Nitrox.abs() |> Nitrox.sum() end
+
+      w = random.({3, 4}, 8)
+      {y, state} = Nitrox.causal_conv1d(x, w, d, activation: :silu)
+
+      {frames, last} =
+        Enum.map_reduce(0..2, nil, fn t, state ->
+          Nitrox.causal_conv1d(frame.(x, t), w, d, activation: :silu, state: state)
+        end)
+
+      assert Nitrox.to_number(close.(y, Nitrox.concatenate(frames, axis: 1))) < 1.0e-5
+      assert list(last) == list(state)
+
+      opts = [dt_softplus: true, d: d, dt_bias: d]
+      {y, h} = Nitrox.selective_scan(x, dt, a, b, c, [z: z] ++ opts)
+
+      {frames, last} =
+        Enum.map_reduce(0..2, nil, fn t, h ->
+          [x, dt, b, c, z] = for v <- [x, dt, b, c, z], do: frame.(v, t)
+          Nitrox.selective_scan(x, dt, a, b, c, [z: z, state: h] ++ opts)
+        end)
+
+      assert Nitrox.to_number(close.(y, Nitrox.concatenate(frames, axis: 1))) < 1.0e-5
+      assert Nitrox.to_number(close.(h, last)) < 1.0e-5
+
+      norm = {:rms_norm, d, nil}
+      {normed, sum, _h} = Nitrox.selective_scan(x, dt, a, b, c, [z: z, norm: norm] ++ opts)
+      assert Nitrox.to_number(close.(y, sum)) < 1.0e-5
+      assert Nitrox.to_number(close.(normed, Nitrox.rms_norm(y, d))) < 1.0e-4
+    end
+
+    test "a product of rotated vectors knows only how far apart they are" do
+      [q, k] = for _ <- 1..2, do: Nitrox.tensor([[[[0.3, -1.2, 0.7, 0.9]]]])
+      at = &Nitrox.tensor([&1])
+
+      for opts <- [[], [interleaved: true], [dims: 2], [base: 50, scale: 0.5]] do
+        dot = fn i, j ->
+          Nitrox.rope(q, at.(i), opts)
+          |> Nitrox.multiply(Nitrox.rope(k, at.(j), opts))
+          |> Nitrox.sum()
+          |> Nitrox.to_number()
+        end
+
+        assert_in_delta dot.(5, 2), dot.(1_000_005, 1_000_002), 1.0e-5
+        assert abs(dot.(5, 2) - dot.(5, 3)) > 1.0e-3
+      end
+    end
+
+    test "a gated MLP is its three products" do
+      [x, gate, up] = [[[1.0, -2.0]], [[0.5], [0.25]], [[2.0], [1.0]]] |> Enum.map(&tensor/1)
+      down = tensor([[1.0, 3.0]])
+      # x · gate = 0 and x · up = 0; with another x 1 and 4.
+      assert list(Nitrox.gated_mlp(x, gate, up, down)) == [[0.0, 0.0]]
+      x = tensor([[2.0, 0.0]])
+      [[one, three]] = list(Nitrox.gated_mlp(x, gate, up, down, activation: :gelu, residual: x))
+      gelu = 0.5 * (1 + :math.erf(1 / :math.sqrt(2)))
+      assert_in_delta one, 4 * gelu + 2, 1.0e-5
+      assert_in_delta three, 12 * gelu, 1.0e-5
     end
 
     test "an id outside of the table is a row of NaN" do

@@ -60,6 +60,28 @@ defmodule Nitrox.Options do
   @spec not_negative() :: check()
   def not_negative, do: {"a number that is not negative", &(is_number(&1) and &1 >= 0)}
 
+  @spec number() :: check()
+  def number, do: {"a number", &is_number/1}
+
+  @spec range() :: check()
+  def range do
+    {"{low, high}, two numbers in order",
+     fn
+       {low, high} -> is_number(low) and is_number(high) and low <= high
+       _ -> false
+     end}
+  end
+
+  @spec norm() :: check()
+  def norm do
+    {"{:layer_norm, gamma, beta} or {:rms_norm, gamma, nil}",
+     fn
+       {:layer_norm, gamma, beta} -> tensor?(gamma) and tensor?(beta)
+       {:rms_norm, gamma, beta} -> tensor?(gamma) and (beta == nil or tensor?(beta))
+       _ -> false
+     end}
+  end
+
   @spec axes() :: check()
   def axes do
     {"a list of at least one axis",

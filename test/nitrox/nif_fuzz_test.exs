@@ -194,6 +194,16 @@ defmodule Nitrox.NifFuzzTest do
          {s, [2]},
          {s, []}
        ]},
+      {{:causal_conv1d, %{activation: :silu}},
+       [{f, [2, 3, 2]}, {f, [3, 2]}, {f, [2]}, {f, [2, 2, 2]}]},
+      {{:selective_scan,
+        %{dt_softplus: true, dt_clamp: {0.0, 1}, norm: :rms_norm, epsilon: 1.0e-5}},
+       [{f, [2, 3, 2]}, {f, [2, 3, 2]}, {f, [2, 5]}, {f, [2, 3, 5]}, {f, [2, 3, 5]}] ++
+         [{f, [2]}, {f, [2, 3, 2]}, nil, {f, [2, 2, 5]}, nil, {f, [2]}]},
+      {{:rope, %{base: 1.0e4, scale: 1.0, dims: 2, interleaved: true}},
+       [{f, [1, 3, 2, 4]}, {s, [3]}]},
+      {{:gated_mlp, %{activation: :gelu}},
+       [{f, [2, 3]}, {f, [3, 4]}, {f, [3, 4]}, {f, [4, 3]}, {f, [2, 3]}]},
       {{:embedding, %{}}, [{f, [3, 4]}, {s, [2]}]},
       {{:softmax, %{axis: -1, log: false}}, [{f, [2, 3]}]},
       {{:argmax, %{axis: 0, keep_axis: true}}, [{{:bf, 16}, [2, 3]}]},

@@ -1,6 +1,7 @@
 //! The shape and type rule of every op. Eager calls, traced programs and Nx templates all ask here.
 
 pub(crate) mod attention;
+pub(crate) mod sequence;
 
 use crate::error::{Error, Result};
 use crate::op::*;
@@ -16,6 +17,10 @@ pub fn infer(op: &Op, inputs: &[Option<&Spec>]) -> Result<Vec<Spec>> {
         Op::Lstm(attrs) => lstm(&inputs, attrs),
         Op::Gru(attrs) => gru(&inputs, attrs),
         Op::FlashAttention(attrs) => attention::flash(&inputs, attrs),
+        Op::CausalConv1d(_) => sequence::causal_conv1d(&inputs),
+        Op::SelectiveScan(attrs) => sequence::selective_scan(&inputs, attrs),
+        Op::Rope(attrs) => sequence::rope(&inputs, attrs),
+        Op::GatedMlp(_) => sequence::gated_mlp(&inputs),
         Op::Embedding(_) => embedding(&inputs),
         Op::Softmax(attrs) => softmax(&inputs, attrs),
         Op::Argmax(attrs) => argmax(&inputs, attrs),

@@ -29,6 +29,16 @@ pub enum Op {
     /// key_mask? u8 {B, Sk}, kv_len? s32 {B}, offset? s32 {} or {B}` → `out {B, Sq, Hq, D}`, and
     /// `lse f32 {B, Hq, Sq}` where it is asked for
     FlashAttention(FlashAttention),
+    /// `x {B, L, D}, w {K, D}, b? {D}, state? {B, K−1, D}` → `y {B, L, D}, state {B, K−1, D}`
+    CausalConv1d(CausalConv1d),
+    /// `x {B, L, D}, dt {B, L, D}, a {D, N}, b {B, L, N}, c {B, L, N}, d? {D}, z? {B, L, D},
+    /// dt_bias? {D}, state? f32 {B, D, N}, residual? {B, L, D}, gamma? {D}, beta? {D}`
+    /// → `y {B, L, D}, h f32 {B, D, N}`, or with a norm `normed, sum, h`
+    SelectiveScan(SelectiveScan),
+    /// `x {B, S, H, D}, positions s32 {B, S}, {S} or {}` → `x`'s shape
+    Rope(Rope),
+    /// `x {…, D}, gate {D, F}, up {D, F}, down {F, D}, residual? {…, D}` → `{…, D}`
+    GatedMlp(GatedMlp),
     /// `table {V, E}, ids {…}` → `{…, E}`; an id out of range gives a row of NaN
     Embedding(Embedding),
     /// `x` → `x`'s shape
@@ -71,6 +81,10 @@ impl Op {
             Op::Lstm(_) => "lstm",
             Op::Gru(_) => "gru",
             Op::FlashAttention(_) => "flash_attention",
+            Op::CausalConv1d(_) => "causal_conv1d",
+            Op::SelectiveScan(_) => "selective_scan",
+            Op::Rope(_) => "rope",
+            Op::GatedMlp(_) => "gated_mlp",
             Op::Embedding(_) => "embedding",
             Op::Softmax(_) => "softmax",
             Op::Argmax(_) => "argmax",
@@ -201,6 +215,64 @@ impl FlashAttention {
         let high = right.map_or(FAR, |right| offset + right as i128 + 1);
         (low.clamp(-FAR, FAR) as i64, high.clamp(-FAR, FAR) as i64)
     }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CausalConv1d {
+    /// Applied after the bias.
+    pub activation: Activation,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NormKind {
+    LayerNorm,
+    RmsNorm,
+}
+
+/// dt takes the bias, then the softplus, then the clamp.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SelectiveScan {
+    pub dt_softplus: bool,
+    pub dt_clamp: Option<(f64, f64)>,
+    /// Over D, of what comes out once the residual is added.
+    pub norm: Option<NormKind>,
+    pub epsilon: f64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rope {
+    /// Pair `i` turns by `position · scale · base^(−2i / dims)`.
+    pub base: f64,
+    pub scale: f64,
+    /// How many of the first features turn; all of them where it is `None`.
+    pub dims: Option<usize>,
+    /// Pairs are neighbours, and else `i` and `i + dims / 2`.
+    pub interleaved: bool,
+}
+
+impl Rope {
+    /// How far each pair turns from a position to the next, as a fraction of a whole turn times
+    /// 2^64. Multiplied with a position in wrapping 64-bit arithmetic that is the angle, with
+    /// nothing lost however large the position is.
+    pub fn turns(&self, dims: usize) -> impl Iterator<Item = u64> {
+        let Rope { base, scale, .. } = *self;
+        (0..dims / 2).map(move |i| {
+            let angle = scale * base.powf(-2.0 * i as f64 / dims as f64);
+            let turn = angle / std::f64::consts::TAU;
+            ((turn - turn.floor()) * 18_446_744_073_709_551_616.0) as u64
+        })
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GatedMlp {
+    /// Of `x · gate`, before it is multiplied with `x · up`.
+    pub activation: Activation,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]

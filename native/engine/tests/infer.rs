@@ -57,6 +57,23 @@ fn starts() -> impl Strategy<Value = Vec<i64>> {
     prop::collection::vec(start, 0..10)
 }
 
+fn sequence_op() -> impl Strategy<Value = Op> {
+    let kind = select(vec![None, Some(NormKind::LayerNorm), Some(NormKind::RmsNorm)]);
+    prop_oneof![
+        select(ACTIVATIONS.to_vec())
+            .prop_map(|activation| Op::CausalConv1d(CausalConv1d { activation })),
+        select(ACTIVATIONS.to_vec()).prop_map(|activation| Op::GatedMlp(GatedMlp { activation })),
+        (number(), number(), prop::option::of(length()), any::<bool>()).prop_map(
+            |(base, scale, dims, interleaved)| Op::Rope(Rope { base, scale, dims, interleaved })
+        ),
+        (any::<bool>(), prop::option::of((number(), number())), kind, number()).prop_map(
+            |(dt_softplus, dt_clamp, norm, epsilon)| {
+                Op::SelectiveScan(SelectiveScan { dt_softplus, dt_clamp, norm, epsilon })
+            }
+        ),
+    ]
+}
+
 fn flash_attention() -> impl Strategy<Value = FlashAttention> {
     let rare = || prop::option::weighted(0.2, number());
     let many = || prop::option::of(length());
@@ -87,6 +104,7 @@ fn any_op() -> impl Strategy<Value = Op> {
         any::<bool>().prop_map(|reverse| Op::Gru(Recurrent { reverse, norm: None })),
         flash_attention().prop_map(Op::FlashAttention),
         Just(Op::Embedding(Embedding {})),
+        sequence_op(),
         (axis(), any::<bool>()).prop_map(|(axis, log)| Op::Softmax(Softmax { axis, log })),
         (axis(), any::<bool>())
             .prop_map(|(axis, keep_axis)| Op::Argmax(Argmax { axis, keep_axis })),
@@ -158,6 +176,40 @@ fn plausible(op: &Op, t: DType, n: [usize; 4], given: u8) -> Option<Vec<Option<S
             or(2, s(DType::S32, &[a])),
             or(3, s(DType::S32, &[])),
         ],
+        Op::CausalConv1d(_) => {
+            let kept = d.checked_sub(1)?;
+            vec![s(t, &[a, b, c]), s(t, &[d, c]), or(0, s(t, &[c])), or(1, s(t, &[a, kept, c]))]
+        }
+        Op::SelectiveScan(attrs) => {
+            let (row, states, one) = (s(t, &[a, b, c]), s(t, &[a, b, d]), s(t, &[c]));
+            let norm = |spec: &Option<Spec>| attrs.norm.and(spec.clone());
+            vec![
+                row.clone(),
+                row.clone(),
+                s(if given & 1 == 1 { DType::F32 } else { t }, &[c, d]),
+                states.clone(),
+                states,
+                or(1, one.clone()),
+                or(2, row.clone()),
+                or(3, s(DType::F32, &[c])),
+                or(4, s(DType::F32, &[a, c, d])),
+                or(5, row),
+                norm(&one),
+                norm(&one),
+            ]
+        }
+        Op::Rope(_) => {
+            let positions: &[usize] = match given % 3 {
+                0 => &[],
+                1 => &[b],
+                _ => &[a, b],
+            };
+            vec![s(t, &[a, b, c, d]), s(DType::S32, positions)]
+        }
+        Op::GatedMlp(_) => {
+            let x = s(t, &[a, b]);
+            vec![x.clone(), s(t, &[b, c]), s(t, &[b, c]), s(t, &[c, b]), or(0, x)]
+        }
         Op::Embedding(_) => vec![s(t, &[a, b]), s(DType::S64, &[c, d])],
         Op::Sample(_) => vec![s(t, &[a, b]), s(DType::S32, &[])],
         Op::Binary(_) => vec![s(t, &[a, 1, b]), s(t, &[c, 1])],
@@ -255,6 +307,77 @@ proptest! {
     }
 }
 
+fn rope(dims: Option<usize>) -> Rope {
+    Rope { base: 10_000.0, scale: 1.0, dims, interleaved: false }
+}
+
+fn scan(norm: Option<NormKind>) -> SelectiveScan {
+    SelectiveScan { dt_softplus: true, dt_clamp: Some((0.0, 1.0)), norm, epsilon: 1e-5 }
+}
+
+/// What the ops on sequences refuse, and what they say.
+#[test]
+fn sequences_refuse() {
+    let f = |shape: &[usize]| spec(DType::F32, shape);
+    let h = |shape: &[usize]| spec(DType::F16, shape);
+    let no = |op: Op, inputs: &[Option<&Spec>], parts: &[&str]| {
+        let message = infer(&op, inputs).unwrap_err().to_string();
+        for part in parts.iter().chain(&[op.name()]) {
+            assert!(message.contains(part), "{part:?} is not in {message:?}");
+        }
+    };
+    let conv = || Op::CausalConv1d(CausalConv1d { activation: Activation::None });
+    let x = f(&[2, 3, 4]);
+    no(conv(), &[Some(&x), Some(&f(&[17, 4]))], &["1 to 16 taps", "17"]);
+    no(conv(), &[Some(&x), Some(&f(&[0, 4]))], &["1 to 16 taps", "got 0"]);
+    no(conv(), &[Some(&x), Some(&f(&[4, 5]))], &["w", "{4, 4}", "{4, 5}"]);
+    let state = f(&[2, 4, 4]);
+    no(conv(), &[Some(&x), Some(&f(&[4, 4])), None, Some(&state)], &["state", "{2, 3, 4}"]);
+    no(conv(), &[Some(&f(&[3, 4])), Some(&f(&[4, 4]))], &["{batch, length, channels}"]);
+
+    let (a, b) = (f(&[4, 5]), f(&[2, 3, 5]));
+    let of = |attrs| Op::SelectiveScan(attrs);
+    let five = [Some(&x), Some(&x), Some(&a), Some(&b), Some(&b)];
+    assert!(infer(&of(scan(None)), &five).is_ok());
+    no(of(scan(Some(NormKind::RmsNorm))), &five, &["gamma is missing"]);
+    let backwards = SelectiveScan { dt_clamp: Some((1.0, 0.5)), ..scan(None) };
+    no(of(backwards), &five, &["dt_clamp", "1 and 0.5"]);
+    no(of(SelectiveScan { epsilon: -1.0, ..scan(None) }), &five, &["epsilon", "-1"]);
+    let with = |i: usize, spec: &Spec, op: Op, parts: &[&str]| {
+        let mut inputs = five.map(|s| s.cloned()).to_vec();
+        inputs.resize(12, None);
+        inputs[i] = Some(spec.clone());
+        no(op, &inputs.iter().map(Option::as_ref).collect::<Vec<_>>(), parts);
+    };
+    with(2, &f(&[4, 257]), of(scan(None)), &["at most 256 states", "257"]);
+    with(2, &h(&[4, 5]), of(scan(None)), &["a has type {:f, 16}"]);
+    with(4, &f(&[2, 3, 6]), of(scan(None)), &["c", "{2, 3, 5}"]);
+    with(8, &h(&[2, 4, 5]), of(scan(None)), &["state", "{:f, 32}"]);
+    with(8, &f(&[2, 5, 4]), of(scan(None)), &["state", "{2, 4, 5}"]);
+    with(10, &f(&[4]), of(scan(None)), &["gamma without a norm"]);
+    with(10, &f(&[4]), of(scan(Some(NormKind::LayerNorm))), &["beta is missing"]);
+
+    let x = f(&[2, 3, 4, 6]);
+    let at = spec(DType::S32, &[3]);
+    let turn = |attrs: Rope, parts: &[&str]| no(Op::Rope(attrs), &[Some(&x), Some(&at)], parts);
+    turn(rope(Some(3)), &["dims", "even", "got 3"]);
+    turn(rope(Some(8)), &["dims", "6 features", "got 8"]);
+    turn(Rope { base: 0.0, ..rope(None) }, &["base", "got 0"]);
+    turn(Rope { scale: f64::NAN, ..rope(None) }, &["scale", "NaN"]);
+    no(Op::Rope(rope(None)), &[Some(&x), Some(&f(&[3]))], &["positions", "{:s, 32}"]);
+    let wrong = spec(DType::S32, &[4]);
+    no(Op::Rope(rope(None)), &[Some(&x), Some(&wrong)], &["{2, 3}, {3} or {}", "{4}"]);
+    no(Op::Rope(rope(None)), &[Some(&f(&[1, 3, 2, 5])), Some(&at)], &["even", "got 5"]);
+
+    let mlp = || Op::GatedMlp(GatedMlp { activation: Activation::Silu });
+    let (x, w) = (f(&[2, 4]), f(&[4, 8]));
+    no(mlp(), &[Some(&x), Some(&w), Some(&w), Some(&w)], &["down", "{8, 4}", "{4, 8}"]);
+    no(mlp(), &[Some(&x), Some(&w), Some(&f(&[4, 9]))], &["takes 4 to 5"]);
+    let huge = f(&[0, 1 << 40]);
+    let tall = f(&[1 << 40, 0]);
+    assert!(infer(&mlp(), &[Some(&tall), Some(&huge), Some(&huge), Some(&tall)]).is_err());
+}
+
 /// The generators above do reach the yes of every op, or they would test refusals only.
 #[test]
 fn every_op_says_yes_to_something() {
@@ -277,6 +400,11 @@ fn every_op_says_yes_to_something() {
         (Op::Gru(Recurrent { reverse: false, norm: None }), DType::F16, [2, 3, 4, 5]),
         (Op::FlashAttention(attention), f, [2, 3, 4, 5]),
         (Op::Embedding(Embedding {}), f, [2, 3, 4, 5]),
+        (Op::CausalConv1d(CausalConv1d { activation: none }), f, [2, 3, 4, 16]),
+        (Op::GatedMlp(GatedMlp { activation: none }), DType::BF16, [2, 3, 4, 1]),
+        (Op::Rope(rope(None)), f, [2, 3, 4, 6]),
+        (Op::SelectiveScan(scan(None)), DType::F16, [2, 3, 4, 256]),
+        (Op::SelectiveScan(scan(Some(NormKind::LayerNorm))), DType::BF16, [2, 0, 4, 0]),
         (Op::Softmax(Softmax { axis: -3, log: true }), f, [2, 3, 4, 1]),
         (Op::Argmax(Argmax { axis: 2, keep_axis: true }), DType::U8, [2, 3, 4, 1]),
         (
@@ -322,12 +450,16 @@ fn every_op_says_yes_to_something() {
 #[test]
 fn counts() {
     let x = spec(DType::F32, &[2, 3]);
-    let ops: [(Op, std::ops::RangeInclusive<usize>); 8] = [
+    let ops: [(Op, std::ops::RangeInclusive<usize>); 12] = [
         (Op::Dense(Dense { activation: Activation::None, norm: None }), 2..=4),
         (Op::LayerNorm(Norm { epsilon: 0.0 }), 3..=4),
         (Op::RmsNorm(Norm { epsilon: 0.0 }), 2..=3),
         (Op::Lstm(Recurrent { reverse: false, norm: None }), 5..=7),
         (Op::Gru(Recurrent { reverse: false, norm: None }), 4..=6),
+        (Op::CausalConv1d(CausalConv1d { activation: Activation::None }), 2..=4),
+        (Op::SelectiveScan(scan(None)), 5..=12),
+        (Op::Rope(rope(None)), 2..=2),
+        (Op::GatedMlp(GatedMlp { activation: Activation::None }), 4..=5),
         (Op::Softmax(Softmax { axis: 0, log: false }), 1..=1),
         (Op::Select(Select {}), 3..=3),
         (Op::Binary(Binary { kind: BinaryKind::Add }), 2..=2),

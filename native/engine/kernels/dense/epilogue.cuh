@@ -3,6 +3,12 @@
 
 #include "common/warp.cuh"
 
+// A gated product is activation(x · w) ⊙ (x · up): the one half of a block's columns is of w, the
+// other of up, and they meet in the epilogue.
+#ifndef GATED
+#define GATED 0
+#endif
+
 // In the order of the engine's `Activation`.
 enum Activation { NONE, RELU, SILU, GELU, GELU_TANH, TANH, SIGMOID };
 
@@ -38,9 +44,7 @@ template <class S> struct Epilogue {
         if (residual) sum += to_f32(residual[m * columns + n]);
         return sum;
     }
-    __device__ __forceinline__ void put(f32 sum, s64 m, int n) const {
-        f32 value = finish(sum, m, n);
-        s64 at = m * columns + n;
+    __device__ __forceinline__ void store(f32 value, s64 at) const {
         if (y_f32) ((f32*)y)[at] = value;
         else ((S*)y)[at] = from_f32<S>(value);
     }
@@ -51,23 +55,28 @@ template <class S> struct Epilogue {
 template <int BM, int BN, int THREADS, class S>
 __device__ __forceinline__ void put_tile(const f32 (*sums)[BN + 4], const Epilogue<S>& end, s64 m0,
                                          s64 m, int n0) {
+    constexpr int WIDTH = GATED ? BN / 2 : BN;
     const int n = end.columns;
+    auto value = [&](f32 sum, int row, int column) {
+        if (GATED) return activate(sum, end.activation) * sums[row][column + BN / 2];
+        return end.finish(sum, m0 + row, n0 + column);
+    };
 #pragma unroll 1
-    for (int i = threadIdx.x; i < BM * BN / 4; i += THREADS) {
-        const int row = i / (BN / 4), column = i % (BN / 4) * 4;
+    for (int i = threadIdx.x; i < BM * WIDTH / 4; i += THREADS) {
+        const int row = i / (WIDTH / 4), column = i % (WIDTH / 4) * 4;
         if (m0 + row >= m || n0 + column >= n) continue;
-        const float4 sum = *(const float4*)&sums[row][column];
-        const f32 values[4] = {sum.x, sum.y, sum.z, sum.w};
+        const s64 at = (m0 + row) * n + n0 + column;
         if (n % 4 != 0) {
 #pragma unroll 1
             for (int c = 0; c < 4 && n0 + column + c < n; c++)
-                end.put(sums[row][column + c], m0 + row, n0 + column + c);
+                end.store(value(sums[row][column + c], row, column + c), at + c);
             continue;
         }
+        const float4 sum = *(const float4*)&sums[row][column];
+        const f32 values[4] = {sum.x, sum.y, sum.z, sum.w};
         Pack<f32, 4> y;
 #pragma unroll
-        for (int c = 0; c < 4; c++) y.at[c] = end.finish(values[c], m0 + row, n0 + column + c);
-        const s64 at = (m0 + row) * n + n0 + column;
+        for (int c = 0; c < 4; c++) y.at[c] = value(values[c], row, column + c);
         if (end.y_f32) {
             *(Pack<f32, 4>*)((f32*)end.y + at) = y;
         } else {

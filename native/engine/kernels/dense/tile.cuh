@@ -20,18 +20,19 @@ template <int BM, int BN> __device__ __forceinline__ Tile tile_of_block(s64 m, i
 }
 
 // Copies the H × W values at (`row`, `column`) of p {rows, columns} to shared memory, 16 bytes at a
-// time; zeros outside of p. Asynchronous where p's rows are whole 16-byte packs (ALIGNED).
+// time and `shift` columns to the right; zeros outside of p. Asynchronous where p's rows are whole
+// 16-byte packs (ALIGNED).
 template <int H, int W, int THREADS, bool ALIGNED, class S, int PITCH>
 __device__ __forceinline__ void fetch(S (&to)[H][PITCH], const S* p, s64 row, s64 rows, int column,
-                                      int columns) {
-    constexpr int N = 16 / sizeof(S);
-    static_assert(H * W / N % THREADS == 0, "every thread copies as much");
+                                      int columns, int shift = 0) {
+    constexpr int N = 16 / sizeof(S), PACKS = H * W / N;
 #pragma unroll
-    for (int i = 0; i < H * W / N / THREADS; i++) {
+    for (int i = 0; i < (PACKS + THREADS - 1) / THREADS; i++) {
         const int at = threadIdx.x + i * THREADS;
+        if (PACKS % THREADS != 0 && at >= PACKS) break;
         const int r = at / (W / N), c = at % (W / N) * N;
         const S* from = p + (row + r) * columns + column + c;
-        S* into = &to[r][c];
+        S* into = &to[r][c + shift];
         if (ALIGNED) {
             const bool in = row + r < rows && column + c < columns;
             copy_async(into, in ? from : p, in);

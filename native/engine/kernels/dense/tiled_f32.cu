@@ -9,8 +9,8 @@ constexpr int BK = 16;
 constexpr int PAD = 4;
 
 template <int BM, int BN, int TM, int TN, int STAGES, bool ALIGNED>
-__device__ __forceinline__ void product(const f32* x, const f32* w, Epilogue<f32> end, s64 m,
-                                        int k) {
+__device__ __forceinline__ void product(const f32* x, const f32* w, const f32* up,
+                                        Epilogue<f32> end, s64 m, int k) {
     constexpr int ACROSS = BN / TN, DOWN = BM / TM, THREADS = ACROSS * DOWN;
     struct Stage {
         f32 a[BM][BK + PAD];
@@ -19,16 +19,18 @@ __device__ __forceinline__ void product(const f32* x, const f32* w, Epilogue<f32
     extern __shared__ __align__(16) unsigned char shared[];
     auto* stages = (Stage*)shared;
 
+    constexpr int WIDTH = GATED ? BN / 2 : BN;
     const int n = end.columns;
     const int tx = threadIdx.x % ACROSS, ty = threadIdx.x / ACROSS;
-    const Tile tile = tile_of_block<BM, BN>(m, n);
+    const Tile tile = tile_of_block<BM, WIDTH>(m, n);
 
     const int steps = (k + BK - 1) / BK;
     auto load = [&](int step) {
         if (step < steps) {
             Stage& s = stages[step % STAGES];
             fetch<BM, BK, THREADS, ALIGNED>(s.a, x, tile.m, m, step * BK, k);
-            fetch<BK, BN, THREADS, ALIGNED>(s.b, w, step * BK, k, tile.n, n);
+            fetch<BK, WIDTH, THREADS, ALIGNED>(s.b, w, step * BK, k, tile.n, n);
+            if (GATED) fetch<BK, WIDTH, THREADS, ALIGNED>(s.b, up, step * BK, k, tile.n, n, WIDTH);
         }
         copy_async_commit();
     };
@@ -78,8 +80,8 @@ __device__ __forceinline__ void product(const f32* x, const f32* w, Epilogue<f32
 
 #define ENTRY(NAME, BM, BN, TM, TN, STAGES, ALIGNED)                                              \
     extern "C" __global__ void __launch_bounds__(BM / TM*(BN / TN))                               \
-        NAME(const f32* x, const f32* w, Epilogue<f32> end, s64 m, int k) {                       \
-        product<BM, BN, TM, TN, STAGES, ALIGNED>(x, w, end, m, k);                                \
+        NAME(const f32* x, const f32* w, const f32* up, Epilogue<f32> end, s64 m, int k) {        \
+        product<BM, BN, TM, TN, STAGES, ALIGNED>(x, w, up, end, m, k);                            \
     }
 
 ENTRY(tiled_big, 128, 64, 8, 8, 3, true)

@@ -10,7 +10,8 @@ constexpr int BK = 32;
 constexpr int PAD = 8;
 
 template <int BM, int BN, int WM, int WN, int STAGES, bool ALIGNED>
-__device__ __forceinline__ void product(const T* x, const T* w, Epilogue<T> end, s64 m, int k) {
+__device__ __forceinline__ void product(const T* x, const T* w, const T* up,
+                                        Epilogue<T> end, s64 m, int k) {
     constexpr int THREADS = BM / WM * (BN / WN) * WARP;
     struct Stage {
         T a[BM][BK + PAD];
@@ -19,17 +20,19 @@ __device__ __forceinline__ void product(const T* x, const T* w, Epilogue<T> end,
     extern __shared__ __align__(16) unsigned char shared[];
     auto* stages = (Stage*)shared;
 
+    constexpr int WIDTH = GATED ? BN / 2 : BN;
     const int n = end.columns;
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     const int wm = warp / (BN / WN) * WM, wn = warp % (BN / WN) * WN;
-    const Tile tile = tile_of_block<BM, BN>(m, n);
+    const Tile tile = tile_of_block<BM, WIDTH>(m, n);
 
     const int steps = (k + BK - 1) / BK;
     auto load = [&](int step) {
         if (step < steps) {
             Stage& s = stages[step % STAGES];
             fetch<BM, BK, THREADS, ALIGNED>(s.a, x, tile.m, m, step * BK, k);
-            fetch<BK, BN, THREADS, ALIGNED>(s.b, w, step * BK, k, tile.n, n);
+            fetch<BK, WIDTH, THREADS, ALIGNED>(s.b, w, step * BK, k, tile.n, n);
+            if (GATED) fetch<BK, WIDTH, THREADS, ALIGNED>(s.b, up, step * BK, k, tile.n, n, WIDTH);
         }
         copy_async_commit();
     };
@@ -76,8 +79,8 @@ __device__ __forceinline__ void product(const T* x, const T* w, Epilogue<T> end,
 
 #define ENTRY(NAME, BM, BN, WM, WN, STAGES, ALIGNED)                                              \
     extern "C" __global__ void __launch_bounds__(BM / WM*(BN / WN) * WARP)                        \
-        NAME(const T* x, const T* w, Epilogue<T> end, s64 m, int k) {                             \
-        product<BM, BN, WM, WN, STAGES, ALIGNED>(x, w, end, m, k);                                \
+        NAME(const T* x, const T* w, const T* up, Epilogue<T> end, s64 m, int k) {                \
+        product<BM, BN, WM, WN, STAGES, ALIGNED>(x, w, up, end, m, k);                            \
     }
 
 ENTRY(tiled_big, 128, 128, 64, 32, 3, true)

@@ -16,8 +16,8 @@ constexpr int DEPTH = 4;
 constexpr int MAX_COLUMNS = 64;
 
 template <int ROWS, int VEC>
-__device__ __forceinline__ void product(const T* x, const T* w, Epilogue<T> end, int rows, int k,
-                                        int lanes, const Prologue<T>& norm) {
+__device__ __forceinline__ void product(const T* x, const T* w, const T* up, Epilogue<T> end,
+                                        int rows, int k, int lanes, const Prologue<T>& norm) {
     // A span holds whole batches of DEPTH · THREADS / lanes rows of w, for lanes of at least 2.
     constexpr int SPAN = 4096 / ROWS;
     static_assert(SPAN % (DEPTH * THREADS / 2) == 0, "a batch would straddle spans");
@@ -30,7 +30,9 @@ __device__ __forceinline__ void product(const T* x, const T* w, Epilogue<T> end,
     const int lane = tid % lanes;
     const int first = tid / lanes;
     const int stride = THREADS / lanes;
-    const int column = (blockIdx.x * lanes + lane) * VEC;
+    const int across = GATED ? lanes / 2 : lanes; // lanes side by side along y
+    const int column = (blockIdx.x * across + lane % across) * VEC;
+    if (GATED && lane >= across) w = up;
     const bool live = column < n; // VEC divides n
 
     Row ahead[DEPTH];
@@ -97,23 +99,28 @@ __device__ __forceinline__ void product(const T* x, const T* w, Epilogue<T> end,
             for (int v = 0; v < VEC; v++) part[tid / WARP][r][lane * VEC + v] = sum[r][v];
     }
     __syncthreads();
-    const int width = lanes * VEC;
+    const int width = across * VEC;
 #pragma unroll 1
     for (int i = tid; i < rows * width; i += THREADS) {
-        const int r = i / width, c = i % width;
-        if (blockIdx.x * width + c >= n) continue;
-        f32 total = 0.f;
+        const int r = i / width, c = i % width, column = blockIdx.x * width + c;
+        if (column >= n) continue;
+        f32 total = 0.f, upper = 0.f;
 #pragma unroll
-        for (int warp = 0; warp < WARPS; warp++) total += part[warp][r][c];
-        end.put(total, r, blockIdx.x * width + c);
+        for (int warp = 0; warp < WARPS; warp++) {
+            total += part[warp][r][c];
+            if (GATED) upper += part[warp][r][c + width];
+        }
+        const f32 value =
+            GATED ? activate(total, end.activation) * upper : end.finish(total, r, column);
+        end.store(value, (s64)r * n + column);
     }
 }
 
 #define ENTRY(NAME, ROWS, VEC)                                                                    \
     extern "C" __global__ void __launch_bounds__(THREADS)                                         \
-        NAME(const T* x, const T* w, Epilogue<T> end, int rows, int k, int lanes,                 \
+        NAME(const T* x, const T* w, const T* up, Epilogue<T> end, int rows, int k, int lanes,    \
              const Prologue<T> norm) {                                                            \
-        product<ROWS, VEC>(x, w, end, rows, k, lanes, norm);                                      \
+        product<ROWS, VEC>(x, w, up, end, rows, k, lanes, norm);                                  \
     }
 
 ENTRY(vector_1, 1, 16 / sizeof(T))

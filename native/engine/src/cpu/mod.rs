@@ -2,17 +2,21 @@
 
 mod arithmetic;
 mod attention;
+mod conv;
 mod dense;
 mod elementwise;
 mod embedding;
 mod gemm;
 mod math;
 mod memory;
+mod mlp;
 mod norm;
 mod numeric;
 mod recurrent;
 mod reduce;
+mod rope;
 mod sample;
+mod scan;
 mod shape;
 mod simd;
 mod softmax;
@@ -67,6 +71,8 @@ impl Cpu {
             (Op::Dense(_), [Some(x), Some(w), ..]) => dense::workspace(x, w)?,
             (Op::Lstm(_) | Op::Gru(_), _) => recurrent::Plan::new(op, inputs)?.bytes(),
             (Op::Sample(_), [Some(logits), ..]) => sample::workspace(logits),
+            (Op::SelectiveScan(_), _) => scan::workspace(inputs),
+            (Op::GatedMlp(_), _) => mlp::Plan::new(inputs)?.bytes(),
             _ => 0,
         })
     }
@@ -85,6 +91,7 @@ impl Cpu {
             Op::Sample(_) => 0.0,
             // Each product is shared, not the steps, which wait for one another.
             Op::Lstm(_) | Op::Gru(_) => recurrent::Plan::new(op, inputs)?.longest(),
+            Op::GatedMlp(_) => mlp::Plan::new(inputs)?.longest(),
             _ => ns,
         };
         let who = match threads::count(shared) {
@@ -109,6 +116,10 @@ impl Cpu {
                 Op::LayerNorm(attrs) | Op::RmsNorm(attrs) => norm::execute(call, attrs),
                 Op::Lstm(attrs) | Op::Gru(attrs) => recurrent::execute(call, attrs),
                 Op::FlashAttention(attrs) => attention::execute(call, attrs),
+                Op::CausalConv1d(attrs) => conv::execute(call, attrs),
+                Op::SelectiveScan(attrs) => scan::execute(call, attrs),
+                Op::Rope(attrs) => rope::execute(call, attrs),
+                Op::GatedMlp(attrs) => mlp::execute(call, attrs),
                 Op::Embedding(_) => embedding::execute(call),
                 Op::Softmax(attrs) => softmax::execute(call, attrs),
                 Op::Argmax(attrs) => reduce::argmax(call, attrs),
@@ -143,6 +154,10 @@ fn nanoseconds(op: &Op, inputs: &[Option<&Spec>]) -> Result<f64> {
         (Op::Lstm(_) | Op::Gru(_), _) => recurrent::Plan::new(op, inputs)?.ns(),
         (Op::LayerNorm(_) | Op::RmsNorm(_), _) => norm::cost(x.len()),
         (Op::FlashAttention(_), [_, Some(k), ..]) => attention::cost(x, k),
+        (Op::CausalConv1d(_), [_, Some(w), ..]) => conv::cost(x, w),
+        (Op::SelectiveScan(attrs), [_, _, Some(a), ..]) => scan::cost(attrs, x, a),
+        (Op::Rope(attrs), _) => rope::cost(attrs, x),
+        (Op::GatedMlp(_), _) => mlp::Plan::new(inputs)?.ns(),
         (Op::Softmax(_), _) => softmax::cost(x.len()),
         (Op::Argmax(_) | Op::Reduce(_), _) => reduce::cost(x.len()),
         (Op::Sample(attrs), _) => sample::cost(x, attrs),
@@ -185,6 +200,17 @@ fn kernel(op: &Op, inputs: &[Option<&Spec>]) -> Result<(&'static str, &'static s
                 _ => ("gemm-steps", MANY),
             }
         }
+        (Op::CausalConv1d(_), _) => {
+            (variant!("taps"), "a block of channels adds up its taps in the first-level cache")
+        }
+        (Op::SelectiveScan(_), _) => {
+            (variant!("states"), "frame after frame, the states of a channel side by side")
+        }
+        (Op::Rope(_), _) => ("turn", "a position's angles serve all of its heads"),
+        (Op::GatedMlp(_), _) => match mlp::Plan::new(inputs)?.wide.is_gemv() {
+            true => (variant!("gemv"), FEW),
+            false => ("gemm", MANY),
+        },
         (Op::LayerNorm(_) | Op::RmsNorm(_), _) => {
             (variant!("rows"), "statistics in two passes over each row")
         }

@@ -48,6 +48,22 @@ pub(super) unsafe fn execute(call: &Call, attrs: &Norm) -> Result<()> {
     })
 }
 
+/// Norms rows of `row` elements that another op has made.
+pub(super) fn over_rows<T: Network>(
+    x: &[T],
+    [gamma, beta]: [Option<&[T]>; 2],
+    centred: bool,
+    epsilon: f64,
+    row: usize,
+    y: &mut [T],
+) {
+    let Some(gamma) = gamma else { return };
+    let kernel = Kernel { x, gamma, beta, residual: None, centred, epsilon };
+    threads::over_rows(y, row, cost(x.len()), |first, y| {
+        dispatch!(I => kernel.rows::<I>(first, row, y, None));
+    });
+}
+
 /// Nanoseconds on one thread, roughly.
 pub(super) fn cost(elements: usize) -> f64 {
     elements as f64 * 0.5

@@ -33,6 +33,21 @@ pub(super) struct Product {
     pub to_f32: bool,
     /// x is to be normalised first.
     pub norm: bool,
+    /// Two products of x, activation(x · w) ⊙ (x · up).
+    pub gated: bool,
+}
+
+impl Product {
+    /// Columns of y for so many columns of weights that a block reads side by side.
+    fn share(&self, across: usize) -> usize {
+        if self.gated { across / 2 } else { across }
+    }
+
+    fn module(&self, source: &'static str) -> Module {
+        let module = Module::of(source, self.dtype);
+        let module = if self.gated { module.define("GATED", 1) } else { module };
+        if self.norm { module.define("NORM", 1) } else { module }
+    }
 }
 
 /// Where a product's operands lie; 0 where there is none.
@@ -40,6 +55,7 @@ pub(super) struct Product {
 pub(super) struct Operands {
     pub x: u64,
     pub w: u64,
+    pub up: u64,
     pub bias: u64,
     pub residual: u64,
     pub y: u64,
@@ -84,7 +100,7 @@ const MMA_TILES: [Tiled; 4] = [
 
 impl Tiled {
     fn blocks(&self, p: &Product) -> usize {
-        p.rows.div_ceil(self.down).saturating_mul(p.columns.div_ceil(self.across))
+        p.rows.div_ceil(self.down).saturating_mul(p.columns.div_ceil(p.share(self.across)))
     }
 
     /// The stages, or the finished tile that lies there after them.
@@ -118,7 +134,7 @@ fn plan(props: &Props, p: &Product) -> Result<Plan> {
         // A group of lanes covers whole 32-byte sectors of a row of w. More lanes read longer
         // stretches, as long as that leaves a block for every multiprocessor.
         let (width, lanes) = if whole {
-            let fills = |lanes: &usize| p.columns.div_ceil(lanes * pack) >= sms;
+            let fills = |lanes: &usize| p.columns.div_ceil(p.share(lanes * pack)) >= sms;
             (pack, [8, 4].into_iter().find(fills).unwrap_or(2))
         } else {
             (1, 32 / p.dtype.size())
@@ -134,11 +150,10 @@ fn plan(props: &Props, p: &Product) -> Result<Plan> {
         if p.norm && (p.inner == 0 || p.inner > SPAN / held) {
             return Err(Error::Internal("dense: a fused norm of a row that is not held".into()));
         }
-        let module = Module::of(VECTOR, p.dtype);
         let how = if whole { "16 bytes a load" } else { "rows of w are no whole 16-byte packs" };
-        let blocks = if p.rows == 0 { 0 } else { p.columns.div_ceil(lanes * width) };
+        let blocks = if p.rows == 0 { 0 } else { p.columns.div_ceil(p.share(lanes * width)) };
         return Ok(Plan {
-            module: if p.norm { module.define("NORM", 1) } else { module },
+            module: p.module(VECTOR),
             entry,
             grid: Grid::new(blocks, VECTOR_THREADS)?,
             lanes: Some(lanes),
@@ -150,8 +165,8 @@ fn plan(props: &Props, p: &Product) -> Result<Plan> {
         return Err(Error::Internal("dense: a fused norm in a tiled product".into()));
     }
     let (tiles, module, unit) = match p.dtype {
-        DType::F32 => (&F32_TILES, Module::of(TILED_F32, p.dtype), "f32 multiply-adds"),
-        _ => (&MMA_TILES, Module::of(TILED_MMA, p.dtype), "tensor cores"),
+        DType::F32 => (&F32_TILES, p.module(TILED_F32), "f32 multiply-adds"),
+        _ => (&MMA_TILES, p.module(TILED_MMA), "tensor cores"),
     };
     let [big, mid, slim, odd] = tiles;
     let whole = p.columns.is_multiple_of(pack) && p.inner.is_multiple_of(pack);
@@ -196,7 +211,7 @@ pub(super) unsafe fn launch_product(
     }
     let plan = plan(cx.props(), p)?;
     let mut args = Args::new();
-    args.ptr(at.x).ptr(at.w).value(Epilogue {
+    args.ptr(at.x).ptr(at.w).ptr(at.up).value(Epilogue {
         bias: at.bias,
         residual: at.residual,
         y: at.y,
@@ -219,7 +234,8 @@ fn product(op: &Dense, inputs: &[Option<&Spec>]) -> Result<Product> {
         return Err(Error::Internal("dense without its inputs".into()));
     };
     let (rows, inner, columns) = (x.rows(), x.last(), w.last());
-    Ok(Product { rows, inner, columns, dtype: x.dtype, to_f32: false, norm: op.norm.is_some() })
+    let norm = op.norm.is_some();
+    Ok(Product { rows, inner, columns, dtype: x.dtype, to_f32: false, gated: false, norm })
 }
 
 /// Whether one launch does the norm of x as well.
@@ -248,6 +264,7 @@ pub unsafe fn launch(cx: &Context, op: &Dense, call: &Call) -> Result<()> {
     let at = Operands {
         x: addr(0),
         w: addr(1),
+        up: 0,
         bias: addr(2),
         residual: addr(3),
         y,

@@ -1,8 +1,8 @@
 //! Which family serves which op.
 
 use super::{
-    Context, Module, Props, attention, dense, elementwise, embedding, norm, recurrent, reduce,
-    sample, shape,
+    Context, Module, Props, attention, conv, dense, elementwise, embedding, mlp, norm, recurrent,
+    reduce, rope, sample, scan, shape,
 };
 use crate::call::Call;
 use crate::device::Explanation;
@@ -32,6 +32,10 @@ macro_rules! family {
             Op::FlashAttention(op) => attention::$function($first, op, $last),
             Op::Sample(op) => sample::$function($first, op, $last),
             Op::Embedding(op) => embedding::$function($first, op, $last),
+            Op::CausalConv1d(op) => conv::$function($first, op, $last),
+            Op::SelectiveScan(op) => scan::$function($first, op, $last),
+            Op::Rope(op) => rope::$function($first, op, $last),
+            Op::GatedMlp(op) => mlp::$function($first, op, $last),
             Op::Dense(op) => dense::$function($first, op, $last),
             op @ (Op::LayerNorm(_) | Op::RmsNorm(_)) => norm::$function($first, op, $last),
             op @ (Op::Lstm(_) | Op::Gru(_)) => recurrent::$function($first, op, $last),
@@ -64,6 +68,8 @@ pub fn workspace(props: &Props, op: &Op, inputs: Inputs) -> Result<usize> {
         Op::Reduce(_) => reduce::workspace(props, op, inputs),
         Op::FlashAttention(op) => attention::workspace(props, op, inputs),
         Op::Lstm(_) | Op::Gru(_) => recurrent::workspace(props, op, inputs),
+        Op::SelectiveScan(op) => scan::workspace(props, op, inputs),
+        Op::GatedMlp(op) => mlp::workspace(props, op, inputs),
         _ => Ok(0),
     }
 }
@@ -84,6 +90,10 @@ pub fn all_modules() -> Vec<Module> {
         reduce::all_modules(),
         sample::all_modules(),
         embedding::all_modules(),
+        conv::all_modules(),
+        scan::all_modules(),
+        rope::all_modules(),
+        mlp::all_modules(),
         dense::all_modules(),
         norm::all_modules(),
         recurrent::all_modules(),

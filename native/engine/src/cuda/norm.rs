@@ -164,6 +164,51 @@ pub unsafe fn launch(cx: &Context, op: &Op, call: &Call) -> Result<()> {
     unsafe { cx.launch(&function, plan.grid, &mut args) }
 }
 
+/// Where the operands of a norm lie that another op does last; no beta is 0.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Rows {
+    pub x: u64,
+    pub gamma: u64,
+    pub beta: u64,
+    pub y: u64,
+}
+
+pub(super) fn rows_module(dtype: DType) -> Module {
+    Module::of(SOURCE, dtype)
+}
+
+/// # Safety
+/// The operands are live device memory: x and y of `x`'s shape, gamma and beta of its last axis.
+pub(super) unsafe fn launch_rows(
+    cx: &Context,
+    x: &Spec,
+    at: Rows,
+    centred: bool,
+    epsilon: f64,
+) -> Result<()> {
+    let plan = plan(cx.props(), &[Some(x)])?;
+    if plan.grid.blocks[0] == 0 {
+        return Ok(());
+    }
+    let mut args = Args::new();
+    args.value(Norm {
+        x: at.x,
+        residual: 0,
+        gamma: at.gamma,
+        beta: at.beta,
+        y: at.y,
+        sum: 0,
+        rows: plan.rows as i64,
+        width: plan.width as i32,
+        centred: i32::from(centred),
+        epsilon: epsilon as f32,
+        padding: 0,
+    });
+    let function = cx.function(&plan.module, plan.entry)?;
+    // SAFETY: this is the entry's parameter, and the caller vouches for the addresses.
+    unsafe { cx.launch(&function, plan.grid, &mut args) }
+}
+
 pub fn all_modules() -> Vec<Module> {
     [DType::F32, DType::BF16, DType::F16].map(|t| Module::of(SOURCE, t)).to_vec()
 }

@@ -96,6 +96,7 @@ impl Layer {
             columns: self.gates * self.hidden,
             dtype: self.dtype,
             to_f32: true,
+            gated: false,
             norm: false,
         }
     }
@@ -277,7 +278,8 @@ unsafe fn pass_state(cx: &Context, layer: &Layer, call: &Call) -> Result<()> {
 unsafe fn project(cx: &Context, layer: &Layer, call: &Call) -> Result<()> {
     let addr = |i| call.input(i).map_or(0, |v| v.addr);
     let (x, w, bias) = (addr(0), addr(layer.wi), addr(layer.wi + 2));
-    let at = Operands { x, w, bias, residual: 0, y: call.workspace, norm: Prologue::default() };
+    let norm = Prologue::default();
+    let at = Operands { x, w, up: 0, bias, residual: 0, y: call.workspace, norm };
     // SAFETY: the caller vouches for the views and the workspace.
     unsafe { dense::launch_product(cx, &layer.projection(), Activation::None, at) }
 }

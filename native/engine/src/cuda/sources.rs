@@ -17,6 +17,7 @@ pub static SOURCES: &[(&str, &str)] = sources![
     "common/walk.cuh",
     "common/warp.cuh",
     "common/wide.cuh",
+    "conv/conv.cu",
     "dense/epilogue.cuh",
     "dense/tile.cuh",
     "dense/tiled_f32.cu",
@@ -41,8 +42,10 @@ pub static SOURCES: &[(&str, &str)] = sources![
     "reduce/lanes.cuh",
     "reduce/reduce.cu",
     "reduce/softmax.cu",
+    "rope/rope.cu",
     "sample/philox.cuh",
     "sample/sample.cu",
+    "scan/scan.cu",
     "shape/shape.cu",
 ];
 

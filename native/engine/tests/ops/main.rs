@@ -10,14 +10,18 @@ mod rng;
 
 mod attention;
 mod cast;
+mod conv;
 mod dense;
 mod elementwise;
 mod embedding;
 mod large;
+mod mlp;
 mod norm;
 mod recurrent;
 mod reduce;
+mod rope;
 mod sample;
+mod scan;
 mod selfcheck;
 mod shape;
 mod softmax;

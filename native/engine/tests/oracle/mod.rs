@@ -8,6 +8,7 @@ mod network;
 mod recurrent;
 mod reduce;
 pub mod sample;
+mod sequence;
 mod shape;
 pub mod special;
 
@@ -79,6 +80,12 @@ pub fn evaluate(op: &Op, inputs: &[Option<&Array>]) -> Vec<Expected> {
         Op::Lstm(a) => recurrent::lstm(a, need(0), [at(1), at(2)], need(3), need(4), at(5), at(6)),
         Op::Gru(a) => recurrent::gru(a, need(0), at(1), need(2), need(3), at(4), at(5)),
         Op::FlashAttention(a) => attention::flash(a, std::array::from_fn(at)),
+        Op::CausalConv1d(a) => sequence::causal_conv1d(a, need(0), need(1), at(2), at(3)),
+        Op::SelectiveScan(a) => sequence::selective_scan(a, inputs),
+        Op::Rope(a) => vec![sequence::rope(a, need(0), need(1))],
+        Op::GatedMlp(a) => {
+            vec![sequence::gated_mlp(a, need(0), [need(1), need(2), need(3)], at(4))]
+        }
         Op::Embedding(_) => vec![network::embedding(need(0), need(1))],
         Op::Softmax(a) => vec![network::softmax(a, need(0))],
         Op::Argmax(a) => vec![reduce::argmax(a, need(0))],
