@@ -274,12 +274,18 @@ pub unsafe fn launch(cx: &Context, op: &Dense, call: &Call) -> Result<()> {
     unsafe { launch_product(cx, &p, op.activation, at) }
 }
 
-pub fn all_modules() -> Vec<Module> {
+/// Those without a norm.
+pub(super) fn plain_modules() -> Vec<Module> {
     let mut all = vec![Module::of(TILED_F32, DType::F32)];
     for dtype in [DType::F32, DType::BF16, DType::F16] {
         all.push(Module::of(VECTOR, dtype));
-        all.push(Module::of(VECTOR, dtype).define("NORM", 1));
     }
     all.extend([DType::BF16, DType::F16].map(|t| Module::of(TILED_MMA, t)));
     all
+}
+
+pub fn all_modules() -> Vec<Module> {
+    let normed =
+        [DType::F32, DType::BF16, DType::F16].map(|t| Module::of(VECTOR, t).define("NORM", 1));
+    [plain_modules(), normed.to_vec()].concat()
 }

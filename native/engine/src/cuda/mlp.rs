@@ -65,5 +65,5 @@ pub unsafe fn launch(cx: &Context, op: &GatedMlp, call: &Call) -> Result<()> {
 
 /// The sources are those of `dense`, compiled for two products.
 pub fn all_modules() -> Vec<Module> {
-    dense::all_modules().into_iter().map(|m| m.define("GATED", 1)).collect()
+    dense::plain_modules().into_iter().map(|m| m.define("GATED", 1)).collect()
 }
