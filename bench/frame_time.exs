@@ -84,6 +84,7 @@ cases =
     %{
       name: "#{name} #{form}",
       backbone: name,
+      session: session,
       form: form,
       layers: length(backbone.hidden),
       info: Program.info(program),
@@ -96,7 +97,7 @@ IO.puts(
 )
 
 columns =
-  [{"frame", 13}, {"pace", 13}, {"frames", 7}, {"kernels", 8}] ++
+  [{"frame", 13}, {"pace", 16}, {"frames", 7}, {"kernels", 8}] ++
     for(name <- ~w(p50 p95 p99 p99.9 max), do: {name, 10})
 
 row = fn cells ->
@@ -107,17 +108,18 @@ end
 
 IO.puts(row.(Enum.map(columns, &elem(&1, 0))))
 
-# A GPU falls asleep between paced frames, unless it is kept awake.
-paces =
-  [{"back to back", frames, nil, false}, {"60 Hz", paced_frames, 60, false}] ++
-    if(device == :cpu, do: [], else: [{"60 Hz, awake", paced_frames, 60, true}])
+# "prepared": Nitrox.Session.prepare/1 is called a moment before a frame is due.
+paces = [
+  {"back to back", frames, nil, false},
+  {"60 Hz", paced_frames, 60, false},
+  {"60 Hz, prepared", paced_frames, 60, true}
+]
 
 lines =
-  for %{call: call} = c <- cases, {pace, count, fps, awake?} <- paces do
-    Nitrox.Device.keep_awake(device, awake?)
+  for %{call: call} = c <- cases, {pace, count, fps, prepared?} <- paces do
     Timing.measure(max(div(count, 10), 20), nil, call)
-    {times, _} = Timing.measure(count, nil, call, fps: fps)
-    Nitrox.Device.keep_awake(device, false)
+    prepare = if prepared?, do: fn -> Session.prepare(c.session) end
+    {times, _} = Timing.measure(count, nil, call, fps: fps, prepare: prepare)
     us = Timing.summary(times)
     # No kernels are launched on the CPU.
     kernels = if device == :cpu, do: "-", else: c.info.kernel_nodes

@@ -181,17 +181,6 @@ defmodule Nitrox.Device do
   end
 
   @doc """
-  Keeps a GPU and its driver awake between the frames of a real-time agent, until it is told
-  otherwise with `false`.
-
-  Between two frames of a game both fall asleep, and the first launch after that takes some 25 µs
-  longer. A thread that launches next to nothing every half millisecond saves a part of it; it costs
-  about 2 % of a core and keeps the GPU at its working clocks. On the CPU nothing happens.
-  """
-  @spec keep_awake(t(), boolean()) :: :ok
-  def keep_awake(device \\ default(), on? \\ true), do: Native.call(:keep_awake, [device, on?])
-
-  @doc """
   Gives memory that is reserved and not used back to the system.
   """
   @spec trim(t()) :: :ok

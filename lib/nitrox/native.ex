@@ -18,7 +18,6 @@ defmodule Nitrox.Native do
     device_info: 1,
     warmup: 2,
     synchronize: 1,
-    keep_awake: 2,
     trim: 1,
     memory_stats: 1,
     from_binary: 3,

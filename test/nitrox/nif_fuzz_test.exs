@@ -237,8 +237,6 @@ defmodule Nitrox.NifFuzzTest do
   defp args(name, _) when name in [:device_info, :synchronize, :trim, :memory_stats],
     do: [device()]
 
-  defp args(:keep_awake, _), do: [device(), pick([true, false])]
-
   # A GPU's kernels would take minutes.
   defp args(:warmup, _), do: [pick([:cpu, {:cuda, 4_000_000}]), self()]
 

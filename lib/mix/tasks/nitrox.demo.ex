@@ -176,12 +176,9 @@ defmodule Mix.Tasks.Nitrox.Demo do
   defp paced({count, us}, opts) do
     """
       at #{opts.fps} a second      #{times(us)}
-                          #{count} frames#{awake(opts.device)}
+                          #{count} frames, each after Nitrox.Session.prepare/1
     """
   end
-
-  defp awake(:cpu), do: ""
-  defp awake(_), do: ", the GPU kept awake (Nitrox.Device.keep_awake/2)"
 
   # Broken at spaces, into lines of at most 76 characters.
   defp indent(text) do

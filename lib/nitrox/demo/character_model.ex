@@ -48,8 +48,6 @@ defmodule Nitrox.Demo.CharacterModel do
     before = memory(opts.device)
     backbone = Backbone.load(path(name), device: opts.device)
     session = Backbone.session(backbone, sample: opts.sample)
-    # As an agent in a game would: between two frames a GPU falls asleep.
-    Nitrox.Device.keep_awake(opts.device)
     :erlang.garbage_collect()
     held = memory(opts.device) - before
     start = Session.snapshot(session)
@@ -126,6 +124,7 @@ defmodule Nitrox.Demo.CharacterModel do
         action
       end,
       fps: fps,
+      prepare: fn -> Session.prepare(session) end,
       tick: &progress.("#{name}: writing#{pace}, #{&1} of #{count} frames")
     )
   end

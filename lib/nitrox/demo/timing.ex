@@ -7,15 +7,18 @@ defmodule Nitrox.Demo.Timing do
 
   @doc """
   Calls `frame` with what it last returned, `count` times, and gives the time of each call in
-  microseconds, the first one first, and what each returned. With `:fps` a frame begins when it is
-  due, and the process sleeps until then as a game's does; nothing but the call is timed.
+  microseconds, the first one first, and what each returned. Nothing but the call is timed.
+
+  With `:fps` a frame begins when it is due, and the process sleeps until then. With `:prepare` too it
+  sleeps until a millisecond or two before, calls that, and waits for the frame awake.
   """
   def measure(count, first, frame, opts \\ []) do
     period =
       opts[:fps] && System.convert_time_unit(1_000_000_000, :nanosecond, :native) / opts[:fps]
 
     tick = opts[:tick] || fn _ -> :ok end
-    loop(0, count, first, frame, {System.monotonic_time(), period}, tick, [], [])
+    pace = {System.monotonic_time(), period, opts[:prepare]}
+    loop(0, count, first, frame, pace, tick, [], [])
   end
 
   defp loop(count, count, _last, _frame, _pace, tick, times, results) do
@@ -33,13 +36,21 @@ defmodule Nitrox.Demo.Timing do
     loop(n + 1, count, result, frame, pace, tick, [time | times], [result | results])
   end
 
-  defp wait(_n, {_start, nil}), do: :ok
+  defp wait(_n, {_start, nil, _prepare}), do: :ok
 
-  defp wait(n, {start, period}) do
+  defp wait(n, {start, period, prepare}) do
     due = start + round(n * period)
     left = System.convert_time_unit(due - System.monotonic_time(), :native, :microsecond)
-    if left >= 1000, do: Process.sleep(div(left, 1000))
+    early = if prepare, do: 1, else: 0
+    if left >= 1000 * (early + 1), do: Process.sleep(div(left, 1000) - early)
+
+    if prepare do
+      prepare.()
+      spin(due)
+    end
   end
+
+  defp spin(due), do: if(System.monotonic_time() < due, do: spin(due))
 
   @doc "Percentiles by nearest rank: each is a time that was measured."
   @spec summary([float(), ...]) :: summary()

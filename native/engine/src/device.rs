@@ -117,15 +117,6 @@ impl Device {
         }
     }
 
-    /// Whether to keep a GPU and its driver awake between the frames of a real-time agent, at the
-    /// cost of about 2 % of a core. Nothing on the CPU.
-    pub fn keep_awake(&self, on: bool) -> Result<()> {
-        match self {
-            Device::Cpu(_) => Ok(()),
-            Device::Cuda(cuda) => cuda.keep_awake(on),
-        }
-    }
-
     /// Bytes of scratch that `op` needs on inputs of these specs, which `infer` has passed.
     pub fn workspace(&self, op: &Op, inputs: &[Option<&Spec>]) -> Result<usize> {
         match self {

@@ -109,11 +109,6 @@ pub fn synchronize<'a>(env: Env<'a>, device: Term<'a>) -> Answer<Term<'a>> {
     Ok(atoms::ok().to_term(env))
 }
 
-pub fn keep_awake<'a>(env: Env<'a>, device: Term<'a>, on: Term<'a>) -> Answer<Term<'a>> {
-    get(device)?.keep_awake(decode("keep_awake", on)?)?;
-    Ok(atoms::ok().to_term(env))
-}
-
 pub fn trim<'a>(env: Env<'a>, device: Term<'a>) -> Answer<Term<'a>> {
     get(device)?.pool().trim();
     Ok(atoms::ok().to_term(env))

@@ -32,7 +32,6 @@ nifs! {
     "Normal" device_info(device) => devices::device_info;
     "DirtyIo" warmup(device, pid) => devices::warmup;
     "DirtyIo" synchronize(device) => devices::synchronize;
-    "DirtyIo" keep_awake(device, on) => devices::keep_awake;
     "DirtyIo" trim(device) => devices::trim;
     "DirtyIo" memory_stats(device) => devices::memory_stats;
 

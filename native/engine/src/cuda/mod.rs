@@ -2,7 +2,6 @@
 //! the same and is told what was looked for.
 
 mod attention;
-mod awake;
 pub mod cache;
 mod conv;
 mod dense;
@@ -33,7 +32,7 @@ mod walk;
 pub mod warmup;
 mod window;
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 pub use cache::Cache;
 pub use dispatch::all_modules;
@@ -67,7 +66,6 @@ pub struct Cuda {
     modules: Modules,
     staging: memory::Staging,
     main: Stream,
-    awake: Mutex<Option<awake::Awake>>,
 }
 
 impl Cuda {
@@ -109,7 +107,6 @@ impl Cuda {
             modules: Modules::new(&driver, &props, version),
             staging: memory::Staging::new(&driver)?,
             main: Stream::new(&driver)?,
-            awake: Mutex::default(),
             pool: Pool::new(id.to_string(), source, options),
             props,
             driver,

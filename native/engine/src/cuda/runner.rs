@@ -70,7 +70,7 @@ struct Readback {
 /// counts the runs in a word of pinned memory. Against an event this saved 2 µs back to back and
 /// 4 µs at 60 Hz, when the driver's code is not in the caches (`benches/launch.rs`, H200).
 #[derive(Debug)]
-pub(super) struct Signal {
+struct Signal {
     host: Pinned,
     /// The count on the device.
     runs: Tensor,
@@ -296,7 +296,7 @@ pub fn all_modules() -> Vec<Module> {
 }
 
 impl Signal {
-    pub fn new(cuda: &Arc<Cuda>) -> Result<Self> {
+    fn new(cuda: &Arc<Cuda>) -> Result<Self> {
         let device = Device::Cuda(Arc::clone(cuda));
         let runs = Tensor::from_bytes(&device, Spec::scalar(DType::U32), &0u32.to_ne_bytes())?;
         // Compiled and loaded before the capture.
@@ -305,7 +305,7 @@ impl Signal {
     }
 
     /// Queues the last kernel of a graph.
-    pub fn capture(&self, cx: &Context) -> Result<()> {
+    fn capture(&self, cx: &Context) -> Result<()> {
         let done = cx.function(&module(), "done")?;
         let mut args = Args::new();
         args.ptr(self.host.device()).ptr(self.runs.addr());
@@ -314,12 +314,12 @@ impl Signal {
     }
 
     /// Counts a launch.
-    pub fn launched(&mut self) {
+    fn launched(&mut self) {
         self.launched = self.launched.wrapping_add(1);
     }
 
     /// Whether all the runs that were launched are over, and what they wrote is to be seen.
-    pub fn is_seen(&self) -> bool {
+    fn is_seen(&self) -> bool {
         // SAFETY: pinned memory of a word, aligned, that only the GPU writes.
         let word = unsafe { AtomicU32::from_ptr(self.host.host().cast()) };
         word.load(Ordering::Acquire) == self.launched
