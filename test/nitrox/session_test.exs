@@ -281,6 +281,16 @@ for {name, device, tags} <- [{:CPU, :cpu, []}, {:CUDA, {:cuda, 0}, [cuda: true]}
 
     # Longer than a normal scheduler may be held: on the CPU it runs on a dirty one, and on a GPU it
     # is still under way when the call's spin ends.
+    describe "a session that is prepared" do
+      test "is as it was" do
+        session = Session.new(counter())
+        assert Session.step(session, [f32([1, 2])])
+        before = Tensor.to_binary(Session.state(session).sum)
+        for _ <- 1..3, do: assert(Session.prepare(session) == :ok)
+        assert Tensor.to_binary(Session.state(session).sum) == before
+      end
+    end
+
     describe "a long step" do
       setup do
         w = f32(for i <- 1..512, do: for(j <- 1..512, do: if(i == j, do: 1.0, else: 0.0)))

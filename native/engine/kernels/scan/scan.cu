@@ -197,12 +197,14 @@ __device__ __forceinline__ void advance(States<EACH>& s, const f32* dt, f32* u, 
         f32 high = (odd ? y[3] : y[2]) +
                    __shfl_xor_sync(~0u, odd ? y[2] : y[3], 8);
         const f32 sum = (upper ? high : low) + __shfl_xor_sync(~0u, upper ? low : high, 16);
+        __syncwarp(); // every lane of the channel has read u
         u[group * wide] = sum;
     } else {
 #pragma unroll 1
         for (int m = per_warp; m < WARP; m <<= 1)
 #pragma unroll
             for (int f = 0; f < COUNT; f++) y[f] += __shfl_xor_sync(~0u, y[f], m);
+        __syncwarp(); // every lane of the channel has read u
         if (group != 0) return;
 #pragma unroll
         for (int f = 0; f < COUNT; f++) u[f * wide] = y[f];
