@@ -425,4 +425,20 @@ defmodule NitroxTest do
       assert_in_delta x, y, 2.0e-6 * Kernel.max(1, Kernel.abs(y)), "#{name}"
     end
   end
+
+  test "an option that nobody knows is refused by every function that takes options" do
+    x = Nitrox.tensor([1.0])
+
+    for fun <- [
+          fn -> Nitrox.tensor(1, devise: :cpu) end,
+          fn -> Nitrox.from_binary(<<0::32>>, {:f, 32}, {}, devise: :cpu) end,
+          fn -> Nitrox.Program.compile(& &1, [x], devise: :cpu) end,
+          fn -> Nitrox.Device.open(:cpu, devise: :cpu) end,
+          fn -> Nitrox.Op.explain(%Nitrox.Op.Unary{kind: :exp}, [x], devise: :cpu) end
+        ] do
+      error = assert_raise Nitrox.Error, fun
+      assert error.reason == :argument
+      assert error.message =~ "unknown option :devise; known are"
+    end
+  end
 end

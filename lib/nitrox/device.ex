@@ -58,7 +58,7 @@ defmodule Nitrox.Device do
   """
   @spec open(t(), memory_limit: pos_integer()) :: t()
   def open(device, options \\ []) do
-    options = Keyword.validate!(options, [:memory_limit])
+    options = Nitrox.Options.known!(:open, options, [:memory_limit])
     limit = Keyword.get_lazy(options, :memory_limit, fn -> configured_limit(device) end)
     Native.call(:open, [device, limit])
     device

@@ -115,7 +115,7 @@ defmodule Nitrox.Op do
           launches: non_neg_integer()
         }
   def explain(op, inputs, options \\ []) when is_struct(op) and is_list(inputs) do
-    options = Keyword.validate!(options, [:device])
+    options = Nitrox.Options.known!(:explain, options, [:device])
 
     device =
       options[:device] ||

@@ -30,10 +30,25 @@ defmodule Nitrox.Options do
         end
 
       :error ->
-        known = schema |> Keyword.keys() |> Enum.map_join(", ", &inspect/1)
-        known = if known == "", do: "it takes none", else: "known are #{known}"
-        fail!(op, "unknown option #{inspect(name)}; #{known}")
+        fail_unknown!(op, name, schema)
     end
+  end
+
+  @doc "As `Keyword.validate!/2`, with an error of ours: for values that the caller checks."
+  @spec known!(atom(), term(), [atom() | {atom(), term()}]) :: keyword()
+  def known!(op, opts, schema) do
+    case Keyword.keyword?(opts) && Keyword.validate(opts, schema) do
+      {:ok, opts} -> opts
+      {:error, [name | _]} -> fail_unknown!(op, name, schema)
+      false -> fail!(op, "options must be a keyword list, got #{inspect(opts)}")
+    end
+  end
+
+  defp fail_unknown!(op, name, schema) do
+    names = Enum.map(schema, &if(is_tuple(&1), do: elem(&1, 0), else: &1))
+    known = Enum.map_join(names, ", ", &inspect/1)
+    known = if known == "", do: "it takes none", else: "known are #{known}"
+    fail!(op, "unknown option #{inspect(name)}; #{known}")
   end
 
   @doc "Raises the error of an argument that the function `op` does not take."

@@ -76,7 +76,7 @@ defmodule Nitrox.Program do
         ) :: t()
   def compile(fun, templates, options \\ []) when is_function(fun) and is_list(templates) do
     options =
-      Keyword.validate!(options, [
+      Nitrox.Options.known!(:program, options, [
         :state,
         device: Device.default(),
         outputs: :tensor,

@@ -45,7 +45,7 @@ defmodule Nitrox.Tensor do
   """
   @spec tensor(number() | atom() | list(), type: type(), device: Device.t()) :: t()
   def tensor(data, options \\ []) do
-    options = Keyword.validate!(options, [:type, device: Device.default()])
+    options = Nitrox.Options.known!(:tensor, options, [:type, device: Device.default()])
     axes = axes(data)
     type = options[:type] || if(float?(data), do: {:f, 32}, else: {:s, 32})
     shape = List.to_tuple(axes)
@@ -96,7 +96,7 @@ defmodule Nitrox.Tensor do
   """
   @spec from_binary(binary(), type(), shape(), device: Device.t()) :: t()
   def from_binary(binary, type, shape, options \\ []) do
-    options = Keyword.validate!(options, device: Device.default())
+    options = Nitrox.Options.known!(:from_binary, options, device: Device.default())
     device = options[:device]
     ref = Native.call(:from_binary, [device, {type, axes_of(:from_binary, shape)}, binary])
     %__MODULE__{ref: ref, type: type, shape: shape, device: device}

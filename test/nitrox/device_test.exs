@@ -32,7 +32,7 @@ defmodule Nitrox.DeviceTest do
 
     assert_raise Error, ~r/memory_limit must be/, fn -> Device.open(:cpu, memory_limit: -1) end
     assert Device.memory_stats(:cpu).limit == limit
-    assert_raise ArgumentError, fn -> Device.open(:cpu, limit: 1) end
+    assert_raise Nitrox.Error, fn -> Device.open(:cpu, limit: 1) end
   end
 
   test "list/0 begins with the CPU" do

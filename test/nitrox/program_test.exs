@@ -209,7 +209,7 @@ for {name, device, tags} <- [{:CPU, :cpu, []}, {:CUDA, {:cuda, 0}, [cuda: true]}
         assert refused(fn -> compile(& &1, [t()], instances: 0) end) =~ "instances must be"
         assert refused(fn -> compile(& &1, [t()], instances: -1) end) =~ "instances"
         assert refused(fn -> compile(& &1, [t()], device: :gpu) end) =~ "device must be"
-        assert_raise ArgumentError, fn -> compile(& &1, [t()], states: 1) end
+        assert_raise Nitrox.Error, fn -> compile(& &1, [t()], states: 1) end
       end
 
       test "arguments that are not the templates'" do

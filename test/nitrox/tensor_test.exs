@@ -125,7 +125,7 @@ defmodule Nitrox.TensorTest do
       end
 
       assert_raise Error, ~r/device must be/, fn -> Tensor.tensor(1, device: :tpu) end
-      assert_raise ArgumentError, fn -> Tensor.tensor(1, kind: 1) end
+      assert_raise Nitrox.Error, fn -> Tensor.tensor(1, kind: 1) end
     end
   end
 
