@@ -8,6 +8,8 @@ use crate::spec::Spec;
 pub struct View<'a> {
     pub addr: u64,
     pub spec: &'a Spec,
+    /// Whether nothing writes to it while programs run that read it: their parameters.
+    pub constant: bool,
 }
 
 impl<'a> View<'a> {
@@ -53,5 +55,10 @@ pub struct Call<'a> {
 impl<'a> Call<'a> {
     pub fn input(&self, i: usize) -> Option<View<'a>> {
         self.inputs.get(i).copied().flatten()
+    }
+
+    /// Whether these inputs, as far as they are given, are constant.
+    pub fn constant(&self, inputs: impl IntoIterator<Item = usize>) -> bool {
+        inputs.into_iter().filter_map(|i| self.input(i)).all(|view| view.constant)
     }
 }

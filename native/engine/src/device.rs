@@ -1,6 +1,7 @@
 //! The devices: `:cpu`, and `{:cuda, n}` for each GPU the driver shows.
 
 use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::call::Call;
@@ -26,6 +27,16 @@ impl fmt::Display for Id {
             Id::Cpu => f.write_str(":cpu"),
             Id::Cuda(n) => write!(f, "{{:cuda, {n}}}"),
         }
+    }
+}
+
+/// What [`fmt::Display`] writes.
+impl FromStr for Id {
+    type Err = ();
+
+    fn from_str(text: &str) -> std::result::Result<Self, ()> {
+        let cuda = || text.strip_prefix("{:cuda, ")?.strip_suffix('}')?.parse().ok();
+        if text == ":cpu" { Ok(Id::Cpu) } else { cuda().map(Id::Cuda).ok_or(()) }
     }
 }
 
@@ -85,6 +96,14 @@ impl Device {
         self.pool().stats()
     }
 
+    /// Gives segments with nothing in them back to the system, and scalars that were only kept.
+    pub fn trim(&self) {
+        if let Device::Cuda(cuda) = self {
+            cuda.scalars().forget();
+        }
+        self.pool().trim();
+    }
+
     /// Copies host bytes to the device, ordered with the device's own work.
     pub fn write(&self, addr: u64, bytes: &[u8]) -> Result<()> {
         match self {
@@ -127,8 +146,8 @@ impl Device {
 
     pub fn explain(&self, op: &Op, inputs: &[Option<&Spec>]) -> Result<Explanation> {
         infer(op, inputs)?;
-        if let Op::Reshape(_) = op {
-            let why = "the same buffer under another shape".into();
+        if op.is_alias() {
+            let why = "the same buffer under another shape or type".into();
             return Ok(Explanation { variant: "alias", why, launches: 0 });
         }
         match self {
@@ -156,7 +175,7 @@ impl Device {
         }
         let specs: Vec<_> = inputs.iter().map(|t| t.map(Tensor::spec)).collect();
         let mut outputs = infer(op, &specs)?;
-        if let (Op::Reshape(_), [Some(x)]) = (op, inputs) {
+        if let (true, [Some(x)]) = (op.is_alias(), inputs) {
             return outputs.drain(..).map(|spec| x.alias(spec)).collect();
         }
         let outputs: Vec<_> =

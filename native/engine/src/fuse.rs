@@ -12,7 +12,9 @@ use crate::plan::Values;
 use crate::program::{Graph, Node, Ref};
 use crate::spec::Spec;
 
-/// Puts norms into their readers. `can` says whether the device does such a reader in one launch;
+mod mamba;
+
+/// Makes one node of each Mamba block, and puts norms into their readers. `can` says whether the device does such a reader in one launch;
 /// its op and inputs are already those with the norm.
 pub(crate) fn fuse(
     graph: Graph,
@@ -24,6 +26,8 @@ pub(crate) fn fuse(
     for &r in graph.outputs.iter().chain(&graph.next_state) {
         values.spec(r)?;
     }
+    let graph = mamba::blocks(graph.clone(), &values, &can)?;
+    let values = Values::new(&graph, params, states)?;
     let uses = Uses::of(&graph);
     // Numbered as before until all is done: a node keeps its outputs, whatever it reads.
     let mut nodes = graph.nodes.clone();
@@ -67,6 +71,11 @@ fn parts(node: &Node) -> Option<(FusedNorm, Ref, [Option<Ref>; 2])> {
         return None;
     }
     Some((norm, input(0)?, [input(1), if norm.centred { input(2) } else { None }]))
+}
+
+/// Whether the op may do a norm of its x.
+fn takes_norm(op: &Op) -> bool {
+    matches!(op, Op::Dense(_) | Op::Lstm(_) | Op::Gru(_))
 }
 
 /// The node with the norm in it; none where its op can have none.
@@ -124,7 +133,7 @@ impl Uses {
                 let op = &graph.nodes[reader].op;
                 match op {
                     Op::Reshape(_) => same.push(Ref::Node(reader, 0)),
-                    op if input == 0 && op.fused_gamma().is_some() => found.push(reader),
+                    op if input == 0 && takes_norm(op) => found.push(reader),
                     _ => return Ok(None),
                 }
             }

@@ -1,7 +1,10 @@
 //! The shape and type rule of every op. Eager calls, traced programs and Nx templates all ask here.
 
 pub(crate) mod attention;
+pub(crate) mod index;
+pub(crate) mod product;
 pub(crate) mod sequence;
+pub(crate) mod window;
 
 use crate::error::{Error, Result};
 use crate::op::*;
@@ -19,6 +22,7 @@ pub fn infer(op: &Op, inputs: &[Option<&Spec>]) -> Result<Vec<Spec>> {
         Op::FlashAttention(attrs) => attention::flash(&inputs, attrs),
         Op::CausalConv1d(_) => sequence::causal_conv1d(&inputs),
         Op::SelectiveScan(attrs) => sequence::selective_scan(&inputs, attrs),
+        Op::MambaBlock(attrs) => sequence::mamba_block(&inputs, attrs),
         Op::Rope(attrs) => sequence::rope(&inputs, attrs),
         Op::GatedMlp(_) => sequence::gated_mlp(&inputs),
         Op::Embedding(_) => embedding(&inputs),
@@ -39,6 +43,18 @@ pub fn infer(op: &Op, inputs: &[Option<&Spec>]) -> Result<Vec<Spec>> {
         Op::PutSlice(attrs) => put_slice(&inputs, attrs),
         Op::Concatenate(attrs) => concatenate(&inputs, attrs),
         Op::Reduce(attrs) => reduce(&inputs, attrs),
+        Op::Dot(attrs) => product::dot(&inputs, attrs),
+        Op::Conv(attrs) => product::conv(&inputs, attrs),
+        Op::Iota(attrs) => index::iota(&inputs, attrs),
+        Op::Pad(attrs) => index::pad(&inputs, attrs),
+        Op::Reverse(attrs) => index::reverse(&inputs, attrs),
+        Op::Gather(attrs) => index::gather(&inputs, attrs),
+        Op::IndexedAdd(attrs) | Op::IndexedPut(attrs) => index::indexed(&inputs, attrs),
+        Op::Bitcast(attrs) => index::bitcast(&inputs, attrs),
+        Op::Sort(attrs) => window::sort(&inputs, attrs),
+        Op::Cumulative(attrs) => window::cumulative(&inputs, attrs),
+        Op::WindowReduce(attrs) => window::reduce(&inputs, attrs),
+        Op::WindowScatter(attrs) => window::scatter(&inputs, attrs),
     }
 }
 
@@ -56,16 +72,18 @@ pub fn reduced_axes(attrs: &Reduce, rank: usize) -> Result<Vec<usize>> {
     if attrs.axes.is_empty() {
         return Ok((0..rank).collect());
     }
-    let mut axes = attrs
-        .axes
-        .iter()
-        .map(|&a| normalize_axis("reduce", a, rank))
-        .collect::<Result<Vec<_>>>()?;
+    let mut axes = distinct_axes("reduce", &attrs.axes, rank)?;
     axes.sort_unstable();
-    if axes.windows(2).any(|w| w[0] == w[1]) {
-        return Err(Error::argument("reduce", format!("axes {:?} repeat", attrs.axes)));
-    }
     Ok(axes)
+}
+
+/// Axes of which none is named twice, in the order given.
+pub fn distinct_axes(op: &'static str, axes: &[i64], rank: usize) -> Result<Vec<usize>> {
+    let found = axes.iter().map(|&a| normalize_axis(op, a, rank)).collect::<Result<Vec<_>>>()?;
+    if (1..found.len()).any(|i| found[..i].contains(&found[i])) {
+        return Err(Error::argument(op, format!("axes {axes:?} repeat")));
+    }
+    Ok(found)
 }
 
 /// The shape two shapes broadcast to: aligned at the last axis, lengths equal or one of them 1.
@@ -364,9 +382,12 @@ fn unary(inputs: &Inputs, attrs: &Unary) -> Result<Vec<Spec>> {
     inputs.count(1, 1)?;
     let x = inputs.get(0, "x")?;
     match attrs.kind {
-        UnaryKind::LogicalNot => return Ok(vec![x.with_dtype(DType::U8)?]),
+        kind if kind.is_predicate() => return Ok(vec![x.with_dtype(DType::U8)?]),
         UnaryKind::Negate | UnaryKind::Abs | UnaryKind::Sign | UnaryKind::Relu => {}
-        _ if x.dtype.is_float() => {}
+        kind if kind.is_bitwise() != x.dtype.is_float() => {}
+        kind if kind.is_bitwise() => {
+            return Err(Error::dtype(inputs.op, "x", "an integer type", x.dtype));
+        }
         _ => return Err(Error::dtype(inputs.op, "x", "a float type", x.dtype)),
     }
     Ok(vec![x.clone()])
@@ -394,6 +415,12 @@ fn binary(inputs: &Inputs, attrs: &Binary) -> Result<Vec<Spec>> {
                 "an integer type (divide divides floats)",
                 a.dtype,
             ));
+        }
+        BinaryKind::Atan2 if !a.dtype.is_float() => {
+            return Err(Error::dtype(inputs.op, "a", "a float type", a.dtype));
+        }
+        kind if kind.is_bitwise() && a.dtype.is_float() => {
+            return Err(Error::dtype(inputs.op, "a", "an integer type", a.dtype));
         }
         _ => {}
     }
@@ -564,5 +591,6 @@ fn reduce(inputs: &Inputs, attrs: &Reduce) -> Result<Vec<Spec>> {
             shape.push(1);
         }
     }
-    Ok(vec![x.with_shape(shape)?])
+    let dtype = if attrs.kind.is_predicate() { DType::U8 } else { x.dtype };
+    Ok(vec![Spec::new(dtype, shape)?])
 }

@@ -23,11 +23,11 @@ pub(crate) enum Outcome {
 #[derive(Debug)]
 pub(crate) struct Instance {
     device: Device,
+    /// On CUDA; the CPU needs nothing but the slots. Goes before them: it may have to see a run off.
+    runner: Option<Box<Runner>>,
     slots: Slots,
     /// Which slot of each state the next run reads.
     parity: usize,
-    /// On CUDA; the CPU needs nothing but the slots.
-    runner: Option<Box<Runner>>,
     results: Option<Vec<Output>>,
 }
 
@@ -73,7 +73,10 @@ impl Slots {
         mut execute: impl FnMut(&Call) -> Result<()>,
     ) -> Result<()> {
         for step in &plan.steps {
-            let view = |(place, spec)| View { addr: self.addr(place, parity, windows), spec };
+            let view = |(place, spec)| {
+                let constant = matches!(place, Place::Param(_));
+                View { addr: self.addr(place, parity, windows), spec, constant }
+            };
             let inputs: Vec<_> =
                 step.inputs.iter().map(|i| i.as_ref().map(|(p, spec)| view((*p, spec)))).collect();
             let outputs: Vec<_> = step.outputs.iter().map(|(p, spec)| view((*p, spec))).collect();
@@ -118,12 +121,21 @@ impl Instance {
         }
     }
 
+    /// On CUDA: queues the next run, to begin when its inputs are there.
+    /// False where that would take long and `hurry` forbids it.
+    pub fn arm(&mut self, program: &Program, hurry: bool) -> Result<bool> {
+        match &mut self.runner {
+            Some(runner) => runner.arm(program, &self.slots, self.parity, hurry),
+            None => Ok(true),
+        }
+    }
+
     /// Starts a run (on the CPU: makes it).
     pub fn start(&mut self, program: &Program, feeds: &[Feed]) -> Result<()> {
         let results = match (&mut self.runner, &self.device) {
             (Some(runner), _) => runner.start(program, &self.slots, self.parity, feeds)?,
             (None, Device::Cpu(cpu)) => {
-                Some(run_on_cpu(cpu, &self.device, program, &self.slots, self.parity, feeds)?)
+                Some(run_on_cpu(cpu, program, &self.slots, self.parity, feeds)?)
             }
             (None, Device::Cuda(_)) => None,
         };
@@ -188,12 +200,13 @@ impl Instance {
 
 fn run_on_cpu(
     cpu: &Cpu,
-    device: &Device,
     program: &Program,
     slots: &Slots,
     parity: usize,
     feeds: &[Feed],
 ) -> Result<Vec<Output>> {
+    // First, so that where memory is short nothing has happened.
+    let tensors = program.output_tensors()?;
     for (feed, (offset, spec)) in feeds.iter().zip(&program.plan.inputs) {
         let slot = slots.base() + *offset as u64;
         match feed {
@@ -204,18 +217,20 @@ fn run_on_cpu(
     // SAFETY: the plan keeps live values apart and sized the workspace; arena and parameters live
     // as long as the instance.
     slots.calls(&program.plan, parity, &[], |call| unsafe { cpu.execute(call) })?;
-    let mut results = Vec::with_capacity(program.plan.outputs.len());
-    for (place, spec) in &program.plan.outputs {
+    let mut tensors = tensors.into_iter().flatten();
+    let outputs = program.plan.outputs.iter().map(|(place, spec)| {
         let addr = slots.addr(*place, parity, &[]);
-        results.push(if program.options.readback {
-            let mut bytes = vec![0; spec.bytes()];
-            cpu.read(addr, &mut bytes)?;
-            Output::Bytes(bytes)
-        } else {
-            let tensor = Tensor::uninit(device, spec.clone())?;
-            cpu.copy(tensor.addr(), addr, spec.bytes())?;
-            Output::Tensor(tensor)
-        });
-    }
-    Ok(results)
+        Ok(match tensors.next() {
+            Some(tensor) => {
+                cpu.copy(tensor.addr(), addr, spec.bytes())?;
+                Output::Tensor(tensor)
+            }
+            None => {
+                let mut bytes = vec![0; spec.bytes()];
+                cpu.read(addr, &mut bytes)?;
+                Output::Bytes(bytes)
+            }
+        })
+    });
+    outputs.collect()
 }

@@ -5,6 +5,8 @@ pub mod cpu;
 pub mod cuda;
 pub mod device;
 pub mod error;
+pub mod events;
+pub mod foreign;
 mod fuse;
 pub mod infer;
 mod instance;

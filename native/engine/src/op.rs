@@ -3,9 +3,13 @@
 //! An optional input keeps its position and is `None` where it was not given, so that an op's
 //! inputs are always found at the same index.
 
+mod array;
+mod network;
+
 use serde::Deserialize;
 
-use crate::spec::DType;
+pub use array::*;
+pub use network::*;
 
 /// One operation on tensors.
 ///
@@ -35,6 +39,12 @@ pub enum Op {
     /// dt_bias? {D}, state? f32 {B, D, N}, residual? {B, L, D}, gamma? {D}, beta? {D}`
     /// → `y {B, L, D}, h f32 {B, D, N}`, or with a norm `normed, sum, h`
     SelectiveScan(SelectiveScan),
+    /// `x {B, 1, W}, in {W, 2E}, conv {K, E}, conv_b? {E}, x_proj {E, R + 2N}, dt_proj {R, E},
+    /// dt_bias? {E}, a {E, N}, d? {E}, out {E, W}, residual? {B, 1, W}, frames? {B, K−1, E},
+    /// state? f32 {B, E, N}, gamma {W}, beta? {W}` → `y {B, 1, W}, frames {B, K−1, E},
+    /// h f32 {B, E, N}`: a frame of a whole Mamba block, which the engine makes of its ops
+    #[serde(skip)]
+    MambaBlock(MambaBlock),
     /// `x {B, S, H, D}, positions s32 {B, S}, {S} or {}` → `x`'s shape
     Rope(Rope),
     /// `x {…, D}, gate {D, F}, up {D, F}, down {F, D}, residual? {…, D}` → `{…, D}`
@@ -43,7 +53,7 @@ pub enum Op {
     Embedding(Embedding),
     /// `x` → `x`'s shape
     Softmax(Softmax),
-    /// `x` → s32, the axis left out; the first of equals wins, and a NaN beats any number
+    /// `x` → s32, the axis left out; a NaN beats any number
     Argmax(Argmax),
     /// `logits {…, V}, counter s32 {}` → `ids s32 {…}, counter + 1`
     Sample(Sample),
@@ -67,8 +77,40 @@ pub enum Op {
     PutSlice(PutSlice),
     /// any number of tensors of one type that agree on every other axis
     Concatenate(Concatenate),
-    /// `x` → the axes left out, or kept with length 1
+    /// `x` → the axes left out, or kept with length 1; `all` and `any` give u8
     Reduce(Reduce),
+    /// `a, b` of one type → the batch axes, then a's other axes, then b's, those contracted left out
+    Dot(Dot),
+    /// `input {N, C, spatial…}, kernel {O, C / feature groups, spatial…}` of one float type
+    /// → `{N / batch groups, O, spatial…}`
+    Conv(Conv),
+    /// no inputs → the place of each element along the axis, or among all of them
+    Iota(Iota),
+    /// `x, value {}` → `x` with the value around its elements and between them
+    Pad(Pad),
+    /// `x` → the elements of the axes named in the opposite order
+    Reverse(Reverse),
+    /// `x`, integer `indices {…, n}` → the leading axes of `indices`, then the axes of `x` that are
+    /// not named; an index out of range is moved to the nearest end
+    Gather(Indexed),
+    /// `x`, integer `indices {k, n}, updates {k, …}` → `x` with each row of the updates added where
+    /// its indices say, in the order of the rows; a row with an index out of range is left out
+    IndexedAdd(Indexed),
+    /// As `IndexedAdd`, but that the rows take the place of what was there; the last one wins
+    IndexedPut(Indexed),
+    /// `x` → the same elements under another type of the same size; costs nothing
+    Bitcast(Cast),
+    /// `x` → `x`'s shape in order along the axis, or s32: where in `x` each element comes from.
+    /// Stable; a NaN counts as larger than any number
+    Sort(Sort),
+    /// `x` → `x`'s shape: what the elements up to each come to
+    Cumulative(Cumulative),
+    /// `x` → one element for each place of the window
+    WindowReduce(WindowReduce),
+    /// `x, source` (of the shape that a `WindowReduce` of `x` has)`, init {}` → `x`'s shape: `init`,
+    /// plus each element of the source where its window has its greatest element, the last of
+    /// equals; what lies around x counts as `init`
+    WindowScatter(WindowScatter),
 }
 
 impl Op {
@@ -83,6 +125,7 @@ impl Op {
             Op::FlashAttention(_) => "flash_attention",
             Op::CausalConv1d(_) => "causal_conv1d",
             Op::SelectiveScan(_) => "selective_scan",
+            Op::MambaBlock(_) => "mamba_block",
             Op::Rope(_) => "rope",
             Op::GatedMlp(_) => "gated_mlp",
             Op::Embedding(_) => "embedding",
@@ -100,7 +143,25 @@ impl Op {
             Op::PutSlice(_) => "put_slice",
             Op::Concatenate(_) => "concatenate",
             Op::Reduce(_) => "reduce",
+            Op::Dot(_) => "dot",
+            Op::Conv(_) => "conv",
+            Op::Iota(_) => "iota",
+            Op::Pad(_) => "pad",
+            Op::Reverse(_) => "reverse",
+            Op::Gather(_) => "gather",
+            Op::IndexedAdd(_) => "indexed_add",
+            Op::IndexedPut(_) => "indexed_put",
+            Op::Bitcast(_) => "bitcast",
+            Op::Sort(_) => "sort",
+            Op::Cumulative(_) => "cumulative",
+            Op::WindowReduce(_) => "window_reduce",
+            Op::WindowScatter(_) => "window_scatter",
         }
+    }
+
+    /// Whether the result is the input's buffer under another spec.
+    pub fn is_alias(&self) -> bool {
+        matches!(self, Op::Reshape(_) | Op::Bitcast(_))
     }
 
     /// The norm of x that the op does itself.
@@ -108,6 +169,7 @@ impl Op {
         match self {
             Op::Dense(attrs) => attrs.norm,
             Op::Lstm(attrs) | Op::Gru(attrs) => attrs.norm,
+            Op::MambaBlock(attrs) => Some(attrs.norm),
             _ => None,
         }
     }
@@ -118,350 +180,8 @@ impl Op {
             Op::Dense(_) => Some(4),
             Op::Lstm(_) => Some(7),
             Op::Gru(_) => Some(6),
+            Op::MambaBlock(_) => Some(13),
             _ => None,
         }
     }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Activation {
-    None,
-    Relu,
-    Silu,
-    /// By the error function, exact.
-    Gelu,
-    /// By tanh, as GPT-2 has it.
-    GeluTanh,
-    Tanh,
-    Sigmoid,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Dense {
-    /// Applied after the bias and before the residual.
-    pub activation: Activation,
-    /// Of x, from [`FusedNorm`]; gamma and beta are then inputs 4 and 5.
-    #[serde(skip)]
-    pub norm: Option<FusedNorm>,
-}
-
-/// A norm of its x that an op does itself, on the device alone that asked for it. The engine makes
-/// it of a norm's node and its reader's; nobody else can. Its gamma {D} and beta {D}, `None` for
-/// an RMS norm, follow the op's other inputs.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct FusedNorm {
-    /// A layer norm, not an RMS norm.
-    pub centred: bool,
-    pub epsilon: f64,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Norm {
-    pub epsilon: f64,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Recurrent {
-    /// From the last frame to the first; `seq` keeps the order of `x`.
-    pub reverse: bool,
-    /// Of x, from [`FusedNorm`]; gamma and beta follow the mask.
-    #[serde(skip)]
-    pub norm: Option<FusedNorm>,
-}
-
-/// Scores are `scale · q·k`, then the soft cap, then the bias, then the masks. Query i stands at
-/// the key i + offset; `causal`, `left` and `right` count from there. A row with nothing to attend
-/// to is zeros, its lse −∞.
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct FlashAttention {
-    /// 1/√D where not given.
-    pub scale: Option<f64>,
-    /// No keys after the query's own place.
-    pub causal: bool,
-    /// At most so many keys before the query's own place.
-    pub left: Option<usize>,
-    /// At most so many keys after it.
-    pub right: Option<usize>,
-    /// `cap · tanh(score / cap)`.
-    pub softcap: Option<f64>,
-    /// Sk − Sq where neither this nor the input of that name is given.
-    pub offset: Option<i64>,
-    /// Whether the logarithm of the sum of the exponentials is an output as well.
-    pub lse: bool,
-}
-
-impl FlashAttention {
-    /// The scale of the scores of heads of this size.
-    pub fn scale(&self, head: usize) -> f32 {
-        self.scale.unwrap_or_else(|| 1.0 / (head as f64).sqrt()) as f32
-    }
-
-    /// `(low, high)`: query i sees the keys from i + low up to, and without, i + high. Where the
-    /// offset is an input it is still to be added to both. Far beyond any length they are cut off.
-    pub fn reach(&self, queries: usize, keys: usize, offset_is_input: bool) -> (i64, i64) {
-        const FAR: i128 = 1 << 40;
-        let offset = match self.offset {
-            _ if offset_is_input => 0,
-            Some(offset) => i128::from(offset),
-            None => keys as i128 - queries as i128,
-        };
-        let right = if self.causal { Some(0) } else { self.right };
-        let low = self.left.map_or(-FAR, |left| offset - left as i128);
-        let high = right.map_or(FAR, |right| offset + right as i128 + 1);
-        (low.clamp(-FAR, FAR) as i64, high.clamp(-FAR, FAR) as i64)
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct CausalConv1d {
-    /// Applied after the bias.
-    pub activation: Activation,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum NormKind {
-    LayerNorm,
-    RmsNorm,
-}
-
-/// dt takes the bias, then the softplus, then the clamp.
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SelectiveScan {
-    pub dt_softplus: bool,
-    pub dt_clamp: Option<(f64, f64)>,
-    /// Over D, of what comes out once the residual is added.
-    pub norm: Option<NormKind>,
-    pub epsilon: f64,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Rope {
-    /// Pair `i` turns by `position · scale · base^(−2i / dims)`.
-    pub base: f64,
-    pub scale: f64,
-    /// How many of the first features turn; all of them where it is `None`.
-    pub dims: Option<usize>,
-    /// Pairs are neighbours, and else `i` and `i + dims / 2`.
-    pub interleaved: bool,
-}
-
-impl Rope {
-    /// How far each pair turns from a position to the next, as a fraction of a whole turn times
-    /// 2^64. Multiplied with a position in wrapping 64-bit arithmetic that is the angle, with
-    /// nothing lost however large the position is.
-    pub fn turns(&self, dims: usize) -> impl Iterator<Item = u64> {
-        let Rope { base, scale, .. } = *self;
-        (0..dims / 2).map(move |i| {
-            let angle = scale * base.powf(-2.0 * i as f64 / dims as f64);
-            let turn = angle / std::f64::consts::TAU;
-            ((turn - turn.floor()) * 18_446_744_073_709_551_616.0) as u64
-        })
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct GatedMlp {
-    /// Of `x · gate`, before it is multiplied with `x · up`.
-    pub activation: Activation,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Embedding {}
-
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Softmax {
-    /// Negative counts from the last axis.
-    pub axis: i64,
-    /// The logarithm of the softmax instead.
-    pub log: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Argmax {
-    pub axis: i64,
-    pub keep_axis: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Sample {
-    /// 0 takes the most likely.
-    pub temperature: f64,
-    /// Only the `k` most likely.
-    pub top_k: Option<usize>,
-    /// Only the fewest, from the most likely down, whose probabilities sum to at least `p`.
-    pub top_p: Option<f64>,
-    pub seed: u64,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum UnaryKind {
-    Negate,
-    Abs,
-    Sign,
-    Exp,
-    Expm1,
-    Log,
-    Log1p,
-    Sqrt,
-    Rsqrt,
-    Reciprocal,
-    Sin,
-    Cos,
-    Tanh,
-    Erf,
-    Floor,
-    Ceil,
-    /// Halves away from zero, as Nx's.
-    Round,
-    Sigmoid,
-    Relu,
-    Silu,
-    Gelu,
-    GeluTanh,
-    Softplus,
-    /// 1 where zero, u8.
-    LogicalNot,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Unary {
-    pub kind: UnaryKind,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum BinaryKind {
-    Add,
-    Subtract,
-    Multiply,
-    /// Floats only.
-    Divide,
-    /// Integers only, truncating; by zero gives zero.
-    Quotient,
-    /// The sign of the first, as Nx's; an integer by zero gives zero.
-    Remainder,
-    Max,
-    Min,
-    Pow,
-    Equal,
-    NotEqual,
-    Less,
-    LessEqual,
-    Greater,
-    GreaterEqual,
-    LogicalAnd,
-    LogicalOr,
-    LogicalXor,
-}
-
-impl BinaryKind {
-    /// Whether the result is a u8 predicate.
-    pub fn is_predicate(self) -> bool {
-        use BinaryKind::*;
-        matches!(
-            self,
-            Equal
-                | NotEqual
-                | Less
-                | LessEqual
-                | Greater
-                | GreaterEqual
-                | LogicalAnd
-                | LogicalOr
-                | LogicalXor
-        )
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Binary {
-    pub kind: BinaryKind,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Select {}
-
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Cast {
-    pub r#type: DType,
-}
-
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Reshape {
-    pub shape: Vec<usize>,
-}
-
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Transpose {
-    pub axes: Vec<usize>,
-}
-
-/// `position`, where given, is added to the start on `axis`. Then a start that would run over the
-/// end is moved back so that the slice fits, as Nx does; with `wrap` the axis is a ring instead.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Slice {
-    pub starts: Vec<i64>,
-    /// The shape of the result.
-    pub lengths: Vec<usize>,
-    pub strides: Vec<usize>,
-    pub axis: i64,
-    pub wrap: bool,
-}
-
-/// The start on `axis` is found as in [`Slice`].
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct PutSlice {
-    pub starts: Vec<i64>,
-    pub axis: i64,
-    pub wrap: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Concatenate {
-    pub axis: i64,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ReduceKind {
-    Sum,
-    /// Floats only.
-    Mean,
-    Product,
-    /// A NaN anywhere gives NaN.
-    Max,
-    Min,
-}
-
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Reduce {
-    pub kind: ReduceKind,
-    /// Empty for all of them.
-    pub axes: Vec<i64>,
-    pub keep_axes: bool,
 }

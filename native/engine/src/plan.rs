@@ -3,14 +3,15 @@
 //! A temporary's bytes are used again once its last reader has run. A state has two slots, read
 //! from one and written to the other by turns, so that no step has to copy it; where its new value
 //! is a `put_slice` into the old one and nobody reads the old one afterwards, one slot is enough
-//! and only the slice is written.
+//! and only the slice is written. A `reshape` is no step, and neither is a `slice` whose elements lie
+//! together: it is read where they are.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use crate::error::{Error, Result};
 use crate::infer::infer;
-use crate::op::{Cast, Op};
+use crate::op::{Cast, Op, Slice};
 use crate::pool::ALIGNMENT;
 use crate::program::{Graph, Ref};
 use crate::spec::Spec;
@@ -18,6 +19,9 @@ use crate::spec::Spec;
 /// The bytes of an output that may be read over the bus by the step that samples from it, say:
 /// one trip, which a copy node takes as well.
 const SMALL: usize = 1024;
+
+/// What a slice has to begin at a multiple of to be read where it lies: the widest load of a kernel.
+const WIDEST: usize = 16;
 
 /// Where a value lies in a run: a parameter, or the arena at one offset a parity.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -53,6 +57,8 @@ pub(crate) struct Plan {
     pub exported: Range<usize>,
     /// Whether an input is also an output.
     pub echoes: bool,
+    /// Whether a run whose results are thrown away changes nothing for the next one.
+    pub repeatable: bool,
 }
 
 /// What holds a value's bytes.
@@ -65,6 +71,13 @@ enum Storage {
     Node(usize, usize),
 }
 
+/// A value that lies in another's storage: all of it, or a part that begins so many bytes in.
+#[derive(Debug, Clone, Copy)]
+struct Alias {
+    storage: Storage,
+    part: Option<usize>,
+}
+
 /// A program's values, before they have places.
 pub(crate) struct Values<'a> {
     graph: &'a Graph,
@@ -72,8 +85,8 @@ pub(crate) struct Values<'a> {
     states: &'a [Spec],
     /// Each node's output specs.
     nodes: Vec<Vec<Spec>>,
-    /// The storage of each node's outputs, where it is not the node's own.
-    aliases: BTreeMap<(usize, usize), Storage>,
+    /// Where the outputs of nodes lie that have no storage of their own.
+    aliases: BTreeMap<(usize, usize), Alias>,
 }
 
 impl<'a> Values<'a> {
@@ -104,12 +117,27 @@ impl<'a> Values<'a> {
     }
 
     fn storage(&self, r: Ref) -> Storage {
-        match r {
+        self.alias(r).storage
+    }
+
+    /// Whether a node is only another view of its input.
+    fn is_no_step(&self, n: usize) -> bool {
+        let op = &self.graph.nodes[n].op;
+        let view = op.is_alias() || matches!(op, Op::Slice(_));
+        view && self.aliases.contains_key(&(n, 0))
+    }
+
+    fn alias(&self, r: Ref) -> Alias {
+        let storage = match r {
             Ref::Param(i) => Storage::Param(i),
             Ref::Input(i) => Storage::Input(i),
             Ref::State(i) => Storage::State(i),
-            Ref::Node(n, k) => self.aliases.get(&(n, k)).copied().unwrap_or(Storage::Node(n, k)),
-        }
+            Ref::Node(n, k) => match self.aliases.get(&(n, k)) {
+                Some(&alias) => return alias,
+                None => Storage::Node(n, k),
+            },
+        };
+        Alias { storage, part: None }
     }
 }
 
@@ -179,12 +207,13 @@ pub(crate) fn plan(
     }
     let kept: Vec<Storage> = offsets.keys().copied().collect();
 
-    let place = |storage: Storage, offsets: &BTreeMap<Storage, usize>| -> Result<Place> {
+    let place = |r: Ref, offsets: &BTreeMap<Storage, usize>| -> Result<Place> {
+        let Alias { storage, part } = values.alias(r);
         let slot = |i: usize, write: bool| {
             let [a, b] = slots[i].0;
             Place::Arena(if write { [b, a] } else { [a, b] })
         };
-        Ok(match storage {
+        let whole = match storage {
             Storage::Param(i) => Place::Param(i),
             Storage::Input(i) => Place::Arena([inputs[i].0; 2]),
             Storage::State(i) => slot(i, false),
@@ -193,12 +222,19 @@ pub(crate) fn plan(
                 (None, Some(&at)) => Place::Arena([at; 2]),
                 (None, None) => return Err(Error::Internal(format!("{storage:?} has no place"))),
             },
-        })
+        };
+        match (whole, part) {
+            (Place::Arena(at), Some(part)) => Ok(Place::Arena(at.map(|at| at + part))),
+            (whole, None) => Ok(whole),
+            (Place::Param(_), Some(_)) => {
+                Err(Error::Internal(format!("{r:?} is a parameter's part")))
+            }
+        }
     };
 
     let mut steps = Vec::new();
     for (n, node) in graph.nodes.iter().enumerate() {
-        if matches!(node.op, Op::Reshape(_)) {
+        if values.is_no_step(n) {
             continue;
         }
         let input_specs = values.specs(&node.inputs)?;
@@ -220,16 +256,14 @@ pub(crate) fn plan(
             .iter()
             .zip(&input_specs)
             .map(|(r, spec)| match (r, spec) {
-                (Some(r), Some(spec)) => {
-                    Ok(Some((place(values.storage(*r), &offsets)?, (*spec).clone())))
-                }
+                (Some(r), Some(spec)) => Ok(Some((place(*r, &offsets)?, (*spec).clone()))),
                 _ => Ok(None),
             })
             .collect::<Result<Vec<_>>>()?;
         let outputs = values.nodes[n]
             .iter()
             .enumerate()
-            .map(|(k, spec)| Ok((place(values.storage(Ref::Node(n, k)), &offsets)?, spec.clone())))
+            .map(|(k, spec)| Ok((place(Ref::Node(n, k), &offsets)?, spec.clone())))
             .collect::<Result<Vec<_>>>()?;
         steps.push(Step {
             op: node.op.clone(),
@@ -255,7 +289,7 @@ pub(crate) fn plan(
     }
     for (i, next) in copies {
         let spec = states[i].clone();
-        let from = place(values.storage(next), &offsets)?;
+        let from = place(next, &offsets)?;
         let [a, b] = slots[i].0;
         steps.push(Step {
             op: Op::Cast(Cast { r#type: spec.dtype }),
@@ -267,7 +301,7 @@ pub(crate) fn plan(
     let outputs = graph
         .outputs
         .iter()
-        .map(|&r| Ok((place(values.storage(r), &offsets)?, values.spec(r)?.clone())))
+        .map(|&r| Ok((place(r, &offsets)?, values.spec(r)?.clone())))
         .collect::<Result<Vec<_>>>()?;
     Ok(Plan {
         steps,
@@ -278,6 +312,7 @@ pub(crate) fn plan(
         states: slots,
         outputs,
         exported,
+        repeatable: repeatable(&values),
         echoes: graph.outputs.iter().any(|&r| matches!(values.storage(r), Storage::Input(_))),
     })
 }
@@ -299,8 +334,9 @@ fn check_states(values: &Values) -> Result<()> {
     Ok(())
 }
 
-/// Decides which node outputs share the storage of an input (every reshape, and each `put_slice`
-/// that may write in place), and gives the last step that reads each storage.
+/// Decides which node outputs share the storage of an input (every reshape, each slice that may be
+/// read where it lies, and each `put_slice` that may write in place), and gives the last step that
+/// reads each storage.
 fn alias(values: &mut Values) -> BTreeMap<Storage, usize> {
     let graph = values.graph;
     // Readers of a value are counted on what it is at the end, outputs and next states included,
@@ -314,19 +350,30 @@ fn alias(values: &mut Values) -> BTreeMap<Storage, usize> {
     for &r in graph.outputs.iter().chain(&graph.next_state) {
         last_read.insert(r, usize::MAX);
     }
-    // A reshape reads its input for as long as anybody reads the reshape.
+    // What is no step reads its input for as long as anybody reads it. What the caller gets, or the
+    // next run, has storage of its own size.
+    let mut parts = BTreeMap::new();
     for (n, node) in graph.nodes.iter().enumerate().rev() {
-        if let (Op::Reshape(_), Some(Some(x))) = (&node.op, node.inputs.first()) {
-            let read = last_read.get(&Ref::Node(n, 0)).copied().unwrap_or(n);
+        let Some(Some(x)) = node.inputs.first() else { continue };
+        let read = last_read.get(&Ref::Node(n, 0)).copied().unwrap_or(n);
+        if let (Op::Slice(slice), Ok(spec)) = (&node.op, values.spec(*x))
+            && node.inputs[1..].iter().all(Option::is_none)
+            && read < usize::MAX
+            && let Some(part) = together(slice, spec)
+        {
+            parts.insert(n, part);
+        }
+        if parts.contains_key(&n) || node.op.is_alias() {
             let of_x = last_read.entry(*x).or_insert(n);
             *of_x = (*of_x).max(read);
         }
     }
     for (n, node) in graph.nodes.iter().enumerate() {
         let Some(&Some(x)) = node.inputs.first() else { continue };
-        let storage = values.storage(x);
+        let Alias { storage, part } = values.alias(x);
         let shared = match node.op {
-            Op::Reshape(_) => true,
+            Op::Reshape(_) | Op::Bitcast(_) => true,
+            Op::Slice(_) => parts.contains_key(&n) && !matches!(storage, Storage::Param(_)),
             Op::PutSlice(_) => {
                 let others =
                     node.inputs[1..].iter().flatten().any(|&r| values.storage(r) == storage);
@@ -336,12 +383,16 @@ fn alias(values: &mut Values) -> BTreeMap<Storage, usize> {
                     let before = !matches!(r, Ref::Node(m, _) if m >= n);
                     before && last > n && values.storage(r) == storage
                 });
-                writable && !others && !read_later
+                writable && part.is_none() && !others && !read_later
             }
             _ => false,
         };
         if shared {
-            values.aliases.insert((n, 0), storage);
+            let part = match parts.get(&n) {
+                Some(at) => Some(part.unwrap_or(0) + at),
+                None => part,
+            };
+            values.aliases.insert((n, 0), Alias { storage, part });
         }
     }
     let mut last_use = BTreeMap::new();
@@ -350,6 +401,65 @@ fn alias(values: &mut Values) -> BTreeMap<Storage, usize> {
         *of = (*of).max(last);
     }
     last_use
+}
+
+/// A state with two slots is as it was until the next run is over. One that is written in place must
+/// be written at the same place again, before anybody reads it: once a run, and the place is not
+/// from an input.
+fn repeatable(values: &Values) -> bool {
+    let in_place = |n: usize| {
+        let Alias { storage, .. } =
+            values.aliases.get(&(n, 0)).filter(|_| !values.is_no_step(n))?;
+        matches!(storage, Storage::State(_)).then_some(*storage)
+    };
+    let written: BTreeSet<Storage> = (0..values.graph.nodes.len()).filter_map(in_place).collect();
+    let mut pending = written.clone();
+    let mut from_input = Vec::new();
+    for (n, node) in values.graph.nodes.iter().enumerate() {
+        // Whether it may be another value when the run is made again.
+        let fresh = |r: &Ref| match r {
+            Ref::Input(_) => true,
+            Ref::Node(m, _) if from_input[*m] => true,
+            other => written.contains(&values.storage(*other)),
+        };
+        let own = in_place(n);
+        let reads_early = |r: &Ref| {
+            let storage = values.storage(*r);
+            pending.contains(&storage) && Some(storage) != own && !values.is_no_step(n)
+        };
+        let placed_freely = own.is_some() && node.inputs.iter().skip(2).flatten().any(fresh);
+        if placed_freely || node.inputs.iter().flatten().any(reads_early) {
+            return false;
+        }
+        from_input.push(node.inputs.iter().flatten().any(fresh));
+        // A second slice would be there already where the first one's readers look.
+        if own.is_some_and(|storage| !pending.remove(&storage)) {
+            return false;
+        }
+    }
+    true
+}
+
+/// Where in `x` a slice begins, in bytes, if its elements lie behind one another and it may be read
+/// there.
+fn together(slice: &Slice, x: &Spec) -> Option<usize> {
+    let (dims, lengths) = (x.shape(), &slice.lengths);
+    let apart = slice.strides.iter().zip(lengths).any(|(&step, &length)| step != 1 && length > 1);
+    // All axes before the last one that is cut have a single place left.
+    let cut = (0..dims.len()).rev().find(|&i| lengths[i] != dims[i]).unwrap_or(0);
+    if x.is_empty() || apart || lengths.contains(&0) || lengths[..cut].iter().any(|&n| n != 1) {
+        return None;
+    }
+    let mut at = 0;
+    for (i, stride) in x.strides().into_iter().enumerate() {
+        let most = (dims[i] - lengths[i]) as i64;
+        let start = slice.starts[i];
+        if slice.wrap && !(0..=most).contains(&start) {
+            return None;
+        }
+        at += start.clamp(0, most) as usize * stride;
+    }
+    Some(at * x.dtype.size()).filter(|at| at.is_multiple_of(WIDEST))
 }
 
 /// Offsets by best fit; grows at the end.

@@ -6,6 +6,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::error::{Error, Result};
+use crate::events::{self, Event};
 
 /// Every block starts and ends on this: enough for any vector load and for a tensor map.
 pub const ALIGNMENT: usize = 256;
@@ -134,11 +135,13 @@ impl Pool {
     }
 
     fn out_of_memory(&self, state: &State, requested: usize) -> Error {
-        Error::OutOfMemory {
-            device: self.device.clone(),
+        let (device, stats) = (self.device.clone(), Box::new(self.stats_locked(state)));
+        events::tell(|| Event::OutOfMemory {
+            device: device.clone(),
             requested,
-            stats: Box::new(self.stats_locked(state)),
-        }
+            stats: stats.clone(),
+        });
+        Error::OutOfMemory { device, requested, stats }
     }
 
     /// The state, after the dropped blocks have gone back into it.
@@ -180,11 +183,19 @@ impl Pool {
             .map(|(&addr, &size)| (addr, size))
             .filter(|(addr, size)| state.free.get(addr) == Some(size))
             .collect();
+        let (before, segments) = (state.reserved, idle.len());
         for (addr, size) in idle {
             state.forget(addr, size);
             state.segments.remove(&addr);
             state.reserved -= size;
             self.source.free(addr, size);
+        }
+        if segments > 0 {
+            events::tell(|| Event::Trimmed {
+                device: self.device.clone(),
+                bytes: before - state.reserved,
+                segments,
+            });
         }
     }
 }

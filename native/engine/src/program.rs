@@ -216,6 +216,18 @@ impl Program {
         }
     }
 
+    /// New tensors for the outputs of a run, where they come back as such.
+    pub(crate) fn output_tensors(&self) -> Result<Option<Vec<Tensor>>> {
+        if self.options.readback {
+            return Ok(None);
+        }
+        let outputs = self.outputs.iter();
+        outputs
+            .map(|spec| Tensor::uninit(&self.device, spec.clone()))
+            .collect::<Result<_>>()
+            .map(Some)
+    }
+
     fn check_feeds(&self, feeds: &[Feed]) -> Result<()> {
         let inputs = &self.plan.inputs;
         if feeds.len() != inputs.len() {
@@ -316,9 +328,22 @@ impl Session {
     }
 
     /// One run: reads the state, leaves the next one. Where a run fails the state is as before,
-    /// but for states that are written in place.
+    /// but for states that are written in place; where it fails for want of memory it has not begun.
     pub fn step(&self, feeds: &[Feed], mode: Mode) -> Result<Started> {
         run(&self.program, &self.lanes, feeds, mode)
+    }
+
+    /// On CUDA: has the next step wait on the device for its inputs, for some milliseconds, so that
+    /// it begins without a call to the driver. Nothing happens where a step is under way, where
+    /// steps are long, or where a step could not be thrown away again. False where [`Mode::Try`]
+    /// does not allow it the time: the first call captures another graph.
+    pub fn prepare(&self, mode: Mode) -> Result<bool> {
+        match self.lanes.try_take() {
+            Some(mut held) if self.lanes.last_run() <= INLINE => {
+                held.arm(&self.program, mode == Mode::Try)
+            }
+            _ => Ok(true),
+        }
     }
 
     /// Copies of the states.

@@ -13,7 +13,11 @@ pub const MAX_RANK: usize = 8;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DType {
     U8,
+    U16,
     U32,
+    U64,
+    S8,
+    S16,
     S32,
     S64,
     F16,
@@ -23,9 +27,13 @@ pub enum DType {
 }
 
 impl DType {
-    pub const ALL: [DType; 8] = [
+    pub const ALL: [DType; 12] = [
         DType::U8,
+        DType::U16,
         DType::U32,
+        DType::U64,
+        DType::S8,
+        DType::S16,
         DType::S32,
         DType::S64,
         DType::F16,
@@ -37,10 +45,10 @@ impl DType {
     /// Bytes an element takes.
     pub fn size(self) -> usize {
         match self {
-            DType::U8 => 1,
-            DType::F16 | DType::BF16 => 2,
+            DType::U8 | DType::S8 => 1,
+            DType::U16 | DType::S16 | DType::F16 | DType::BF16 => 2,
             DType::U32 | DType::S32 | DType::F32 => 4,
-            DType::S64 | DType::F64 => 8,
+            DType::U64 | DType::S64 | DType::F64 => 8,
         }
     }
 
@@ -57,7 +65,11 @@ impl DType {
     pub fn pair(self) -> (&'static str, u32) {
         match self {
             DType::U8 => ("u", 8),
+            DType::U16 => ("u", 16),
             DType::U32 => ("u", 32),
+            DType::U64 => ("u", 64),
+            DType::S8 => ("s", 8),
+            DType::S16 => ("s", 16),
             DType::S32 => ("s", 32),
             DType::S64 => ("s", 64),
             DType::F16 => ("f", 16),
@@ -75,7 +87,11 @@ impl DType {
     pub fn name(self) -> &'static str {
         match self {
             DType::U8 => "u8",
+            DType::U16 => "u16",
             DType::U32 => "u32",
+            DType::U64 => "u64",
+            DType::S8 => "s8",
+            DType::S16 => "s16",
             DType::S32 => "s32",
             DType::S64 => "s64",
             DType::F16 => "f16",

@@ -14,6 +14,9 @@ use crate::error::{Error, Result};
 use crate::spec::{DType, Spec};
 use crate::tensor::Tensor;
 
+/// Of a tensor in a file, whether Nitrox can have it or not.
+const MOST_AXES: usize = 64;
+
 /// An open safetensors file. Its header was checked against the file's length when it was opened.
 pub struct Weights {
     path: PathBuf,
@@ -53,6 +56,12 @@ impl Weights {
             unsafe { Mmap::map(&file) }.map_err(|e| fail(format!("cannot be mapped: {e}")))?;
         let (header_len, header) = SafeTensors::read_metadata(&map)
             .map_err(|e| fail(format!("not a whole safetensors file: {e}")))?;
+        // A shape of millions is no tensor's, and those who read it would make a tuple of it.
+        if let Some((name, info)) = header.tensors().iter().find(|(_, i)| i.shape.len() > MOST_AXES)
+        {
+            let (axes, name) = (info.shape.len(), name.chars().take(100).collect::<String>());
+            return Err(fail(format!("{name} has {axes} axes, more than {MOST_AXES}")));
+        }
         // The header's length is a u64 in front of it; the crate has checked that both lie in the map.
         let data = size_of::<u64>() + header_len;
         Ok(Weights { path: path.to_path_buf(), file, map, data, header })
@@ -141,7 +150,11 @@ fn dtype(stored: Dtype) -> Option<DType> {
     match stored {
         // A bool is a byte that is 0 or 1, as predicates are here.
         Dtype::U8 | Dtype::BOOL => Some(DType::U8),
+        Dtype::U16 => Some(DType::U16),
         Dtype::U32 => Some(DType::U32),
+        Dtype::U64 => Some(DType::U64),
+        Dtype::I8 => Some(DType::S8),
+        Dtype::I16 => Some(DType::S16),
         Dtype::I32 => Some(DType::S32),
         Dtype::I64 => Some(DType::S64),
         Dtype::F16 => Some(DType::F16),

@@ -1,13 +1,15 @@
 // Types and their conversions. NVRTC has no CUDA headers here, so the names are our own.
 //
 // A module is compiled for one storage type: `-DT=bf16`. Arithmetic is in `Acc<T>`: f32 for the
-// 16-bit types and f32, f64 for f64, s64 for the integers.
+// 16-bit types and f32, f64 for f64, u64 for u64, s64 for the other integers.
 #pragma once
 
 typedef unsigned char u8;
 typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long long u64;
+typedef signed char s8;
+typedef short s16;
 typedef int s32;
 typedef long long s64;
 typedef float f32;
@@ -42,6 +44,7 @@ template <> struct AccOf<f16> { typedef f32 type; };
 template <> struct AccOf<bf16> { typedef f32 type; };
 template <> struct AccOf<f32> { typedef f32 type; };
 template <> struct AccOf<f64> { typedef f64 type; };
+template <> struct AccOf<u64> { typedef u64 type; };
 template <class S> using Acc = typename AccOf<S>::type;
 
 // To and from the type of arithmetic.
@@ -50,13 +53,18 @@ __device__ __forceinline__ f32 load(bf16 x) { return to_f32(x); }
 __device__ __forceinline__ f32 load(f32 x) { return x; }
 __device__ __forceinline__ f64 load(f64 x) { return x; }
 __device__ __forceinline__ s64 load(u8 x) { return x; }
+__device__ __forceinline__ s64 load(u16 x) { return x; }
 __device__ __forceinline__ s64 load(u32 x) { return x; }
+__device__ __forceinline__ u64 load(u64 x) { return x; }
+__device__ __forceinline__ s64 load(s8 x) { return x; }
+__device__ __forceinline__ s64 load(s16 x) { return x; }
 __device__ __forceinline__ s64 load(s32 x) { return x; }
 __device__ __forceinline__ s64 load(s64 x) { return x; }
 
 template <class S> __device__ __forceinline__ S store(f32 x) { return from_f32<S>(x); }
 template <class S> __device__ __forceinline__ S store(f64 x) { return (S)x; }
 template <class S> __device__ __forceinline__ S store(s64 x) { return (S)x; }
+template <class S> __device__ __forceinline__ S store(u64 x) { return (S)x; }
 
 // N values that travel in one access of up to 16 bytes.
 template <class S, int N> struct __align__(sizeof(S) * N) Pack { S at[N]; };

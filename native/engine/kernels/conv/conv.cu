@@ -5,6 +5,7 @@
 // With a K that the compiler knows, the weights and the last K − 1 frames stay in registers and
 // each frame is read once; a larger K reads its frames again, from L1.
 
+#include "common/early.cuh"
 #include "common/walk.cuh"
 #include "common/wide.cuh"
 #include "dense/epilogue.cuh"
@@ -63,6 +64,8 @@ __device__ __forceinline__ void put(const Conv& p, s64 row, s64 t, int at, const
 
 // TAPS of 0 takes them from `p`.
 template <int TAPS, int VEC> __device__ __forceinline__ void convolve(const Conv& p) {
+    let_next_begin();
+    await_previous();
     const u64 item = thread_index();
     if (item >= p.items) return;
     const s64 row = divide(item, p.per_row);

@@ -6,6 +6,7 @@
 // shuffles, then across warps, always in the same order. With -DNORM=1 x is normalised where it
 // lies.
 
+#include "common/early.cuh"
 #include "common/wide.cuh"
 #include "dense/epilogue.cuh"
 #include "norm/prologue.cuh"
@@ -49,8 +50,10 @@ __device__ __forceinline__ void product(const T* x, const T* w, const T* up, Epi
     };
 
     f32 sum[ROWS][VEC] = {};
+    let_next_begin();
     fetch(first);
     const Affine mine = affine(norm, tid / ROWS, k);
+    await_previous();
     for (int base = 0; base < k; base += SPAN) {
         if (base) __syncthreads();
         // Zeros to the end of the last batch: what pads w is multiplied with what pads x.

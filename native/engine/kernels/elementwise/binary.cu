@@ -8,8 +8,9 @@
 
 // In the order of the engine's BinaryKind.
 enum Kind : u32 {
-    ADD, SUBTRACT, MULTIPLY, DIVIDE, QUOTIENT, REMAINDER, MAX, MIN, POW, EQUAL, NOT_EQUAL, LESS,
-    LESS_EQUAL, GREATER, GREATER_EQUAL, LOGICAL_AND, LOGICAL_OR, LOGICAL_XOR
+    ADD, SUBTRACT, MULTIPLY, DIVIDE, QUOTIENT, REMAINDER, MAX, MIN, POW, ATAN2, BITWISE_AND,
+    BITWISE_OR, BITWISE_XOR, LEFT_SHIFT, RIGHT_SHIFT, EQUAL, NOT_EQUAL, LESS, LESS_EQUAL, GREATER,
+    GREATER_EQUAL, LOGICAL_AND, LOGICAL_OR, LOGICAL_XOR
 };
 
 typedef Math<T> C;
@@ -34,6 +35,7 @@ template <class N> __device__ __noinline__ N function(u32 kind, N a, N b) {
     if constexpr (IsFloat<N>::value) {
         if (kind == DIVIDE) return a / b;
         if (kind == REMAINDER) return fmod(a, b);
+        if (kind == ATAN2) return atan2(a, b);
         return pow(a, b);
     } else {
         if (kind == POW) return power(a, b);
@@ -41,6 +43,24 @@ template <class N> __device__ __noinline__ N function(u32 kind, N a, N b) {
         // The smallest number by -1 wraps.
         if (IsSigned<N>::value && b == (N)-1) return kind == QUOTIENT ? (N)(0 - (Wrap<N>)a) : 0;
         return kind == QUOTIENT ? a / b : a % b;
+    }
+}
+
+// A count that is no bit of T shifts everything out: what is left is the sign.
+template <class N> __device__ __forceinline__ N shift(u32 kind, N a, N count) {
+    constexpr N W = 8 * sizeof(T);
+    bool fits = count >= 0 && count < W;
+    if (kind == LEFT_SHIFT) return fits ? (N)((Wrap<N>)a << count) : (N)0;
+    if (IsSigned<N>::value) return a >> (fits ? count : W - 1);
+    return fits ? a >> count : (N)0;
+}
+
+template <class N> __device__ __forceinline__ N bitwise(u32 kind, N a, N b) {
+    switch (kind) {
+        case BITWISE_AND: return a & b;
+        case BITWISE_OR: return a | b;
+        case BITWISE_XOR: return a ^ b;
+        default: return shift(kind, a, b);
     }
 }
 
@@ -52,6 +72,12 @@ __device__ __forceinline__ void each(C (&a)[V], const C (&b)[V], F f) {
 
 template <int V> __device__ __forceinline__ void apply(u32 kind, C (&a)[V], const C (&b)[V]) {
     typedef Wrap<C> W;
+    if constexpr (!IsFloat<C>::value) {
+        if (kind >= BITWISE_AND) {
+            each<V>(a, b, [kind](C a, C b) { return bitwise<C>(kind, a, b); });
+            return;
+        }
+    }
     switch (kind) {
         case ADD: each<V>(a, b, [](C a, C b) { return (C)((W)a + (W)b); }); return;
         case SUBTRACT: each<V>(a, b, [](C a, C b) { return (C)((W)a - (W)b); }); return;

@@ -4,23 +4,21 @@
 #include "elementwise/math.cuh"
 
 // In the order of the engine's DType.
-enum Type : u32 { TO_U8, TO_U32, TO_S32, TO_S64, TO_F16, TO_BF16, TO_F32, TO_F64 };
+enum Type : u32 {
+    TO_U8, TO_U16, TO_U32, TO_U64, TO_S8, TO_S16, TO_S32, TO_S64, TO_F16, TO_BF16, TO_F32, TO_F64
+};
 
 // Four elements, 4 to 32 bytes on either side.
 constexpr int V = 4;
 
-template <class D> struct Range;
-template <> struct Range<u8> { static const u64 end = 1ull << 8, top = end - 1; };
-template <> struct Range<u32> { static const u64 end = 1ull << 32, top = end - 1; };
-template <> struct Range<s32> { static const u64 end = 1ull << 31, top = end - 1; };
-template <> struct Range<s64> { static const u64 end = 1ull << 63, top = end - 1; };
-
 template <class D, class F> __device__ __forceinline__ D truncate(F x) {
-    constexpr F end = (F)Range<D>::end;
-    constexpr F least = IsSigned<D>::value ? -end : (F)0;
+    constexpr int W = 8 * sizeof(D) - (IsSigned<D>::value ? 1 : 0);
+    // 2^W: the first number beyond the type.
+    constexpr F end = (F)(1ull << (W - 1)) * (F)2;
+    constexpr u64 top = ~0ull >> (64 - W);
     if (x != x) return 0;
-    if (x >= end) return (D)Range<D>::top;
-    if (x <= least) return IsSigned<D>::value ? (D)(0 - Range<D>::end) : (D)0;
+    if (x >= end) return (D)top;
+    if (x <= (IsSigned<D>::value ? -end : (F)0)) return IsSigned<D>::value ? (D)~top : (D)0;
     return (D)x;
 }
 
@@ -34,6 +32,10 @@ __device__ __forceinline__ f32 narrow(f32 x) { return x; }
 __device__ __forceinline__ f32 narrow(s64 x) {
     f32 y = __ll2float_rz(x);
     return (s64)y != x ? __uint_as_float(__float_as_uint(y) | 1) : y;
+}
+__device__ __forceinline__ f32 narrow(u64 x) {
+    f32 y = __ull2float_rz(x);
+    return (u64)y != x ? __uint_as_float(__float_as_uint(y) | 1) : y;
 }
 __device__ __forceinline__ f32 narrow(u32 x) { return narrow((s64)x); }
 __device__ __forceinline__ f32 narrow(s32 x) { return narrow((s64)x); }
@@ -68,6 +70,10 @@ extern "C" __global__ void cast(const T* x, void* y, u64 n, u32 type) {
     if (at >= n) return;
     switch (type) {
         case TO_U8: run(x, (u8*)y, at, n); return;
+        case TO_U16: run(x, (u16*)y, at, n); return;
+        case TO_U64: run(x, (u64*)y, at, n); return;
+        case TO_S8: run(x, (s8*)y, at, n); return;
+        case TO_S16: run(x, (s16*)y, at, n); return;
         case TO_U32: run(x, (u32*)y, at, n); return;
         case TO_S32: run(x, (s32*)y, at, n); return;
         case TO_S64: run(x, (s64*)y, at, n); return;

@@ -4,6 +4,9 @@
 
 template <class S> struct MathOf { typedef S type; };
 template <> struct MathOf<u8> { typedef u32 type; };
+template <> struct MathOf<u16> { typedef u32 type; };
+template <> struct MathOf<s8> { typedef s32 type; };
+template <> struct MathOf<s16> { typedef s32 type; };
 template <> struct MathOf<f16> { typedef f32 type; };
 template <> struct MathOf<bf16> { typedef f32 type; };
 template <class S> using Math = typename MathOf<S>::type;

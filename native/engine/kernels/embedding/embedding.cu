@@ -1,17 +1,6 @@
 // Rows of a table by their numbers. A number that names no row gives NaN.
+#include "common/integer.cuh"
 #include "common/walk.cuh"
-
-// In the order of the engine's DType.
-enum Type : u32 { U8, U32, S32, S64 };
-
-__device__ __forceinline__ s64 id_at(const void* ids, u64 i, u32 type) {
-    switch (type) {
-        case U8: return ((const u8*)ids)[i];
-        case U32: return ((const u32*)ids)[i];
-        case S32: return ((const s32*)ids)[i];
-        default: return ((const s64*)ids)[i];
-    }
-}
 
 // `width` is a row's length in packs of V.
 template <int V>
@@ -20,7 +9,7 @@ __device__ __forceinline__ void embed(
     u64 i = thread_index();
     if (i >= n) return;
     u64 row = divide(i, width);
-    s64 id = id_at(ids, row, type);
+    s64 id = integer_at(ids, row, type);
     Pack<T, V> p;
     if (id >= 0 && id < vocabulary) {
         p = *(const Pack<T, V>*)(table + ((u64)id * width.by + (i - row * width.by)) * V);

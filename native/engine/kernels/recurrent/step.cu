@@ -8,32 +8,14 @@
 // What bounds it is the L1's rate of one line a clock: a load touches a line for each gate and row.
 // So 512 threads were no quicker, nor are more units a block on fewer blocks.
 
+#include "common/early.cuh"
 #include "common/wide.cuh"
 #include "norm/prologue.cuh"
-#include "recurrent/cell.cuh"
+#include "recurrent/step.cuh"
 
 constexpr int THREADS = 256;
 constexpr int WARPS = THREADS / WARP;
 constexpr int MAX_UNITS = 16;
-
-struct Step {
-    const T* x; // {rows, input}, rows x_stride apart; unused where `projected` is given
-    const T* wi;
-    const T* wh;
-    const T* b;
-    const f32* projected; // x · wi + b of this step {rows, GATES · hidden}, rows projected_stride apart
-    const void* c;
-    const void* h;
-    const u8* mask; // rows mask_stride apart
-    T* seq;         // rows seq_stride apart
-    void* c_out;
-    void* h_out;
-    s64 x_stride, projected_stride, mask_stride, seq_stride;
-    int rows, input, hidden; // input is 0 where `projected` is given
-    int in_f32, out_f32;     // the types of the state read and written
-    int lanes;
-    Prologue<T> norm; // of x, with -DNORM=1; only where x and h are within one span
-};
 
 template <int ROWS, int VEC> __device__ __forceinline__ void step(const Step& p) {
     constexpr int DEPTH = ROWS >= 8 ? 4 : 8;
@@ -72,6 +54,7 @@ template <int ROWS, int VEC> __device__ __forceinline__ void step(const Step& p)
             }
         }
     };
+    let_next_begin();
     fetch(first);
     const Affine mine = affine(p.norm, tid / ROWS, p.input);
 
@@ -83,6 +66,13 @@ template <int ROWS, int VEC> __device__ __forceinline__ void step(const Step& p)
     State old = {0.f, 0.f};
     Sums sums = {};
     bool kept = false;
+    if (finishes && p.b) {
+#pragma unroll
+        for (int s = 0; s < 4; s++)
+            if (!p.projected || (GATES == 3 && s == 3))
+                sums.at[s] = to_f32(p.b[s * p.hidden + my_unit]);
+    }
+    await_previous();
     if (finishes) {
         if (GATES == 4) old.c = read_state(p.c, p.in_f32, at_state);
         old.h = read_state(p.h, p.in_f32, at_state);
@@ -91,10 +81,6 @@ template <int ROWS, int VEC> __device__ __forceinline__ void step(const Step& p)
 #pragma unroll
             for (int g = 0; g < GATES; g++)
                 sums.at[g] = p.projected[b_row * p.projected_stride + g * p.hidden + my_unit];
-            if (GATES == 3 && p.b) sums.at[3] = to_f32(p.b[3 * p.hidden + my_unit]);
-        } else if (p.b) {
-#pragma unroll
-            for (int s = 0; s < 4; s++) sums.at[s] = to_f32(p.b[s * p.hidden + my_unit]);
         }
     }
 

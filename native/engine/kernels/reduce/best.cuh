@@ -1,4 +1,5 @@
-// The largest of several numbers and where it is: a NaN beats any number, the first of equals wins.
+// The largest of several numbers and where it is: a NaN beats any number, and of equals the first
+// wins, or the last.
 #pragma once
 #include "common/types.cuh"
 
@@ -11,6 +12,7 @@ template <class A> struct Best {
 };
 
 struct Better {
+    bool last = false;
     template <class A>
     __device__ __forceinline__ Best<A> operator()(Best<A> a, Best<A> b) const {
         if (a.at < 0) return b;
@@ -18,6 +20,6 @@ struct Better {
         bool a_nan = a.value != a.value, b_nan = b.value != b.value;
         bool a_wins = a_nan ? !b_nan : a.value > b.value;
         bool b_wins = b_nan ? !a_nan : b.value > a.value;
-        return a_wins || (!b_wins && a.at < b.at) ? a : b;
+        return a_wins || (!b_wins && (a.at < b.at) != last) ? a : b;
     }
 };

@@ -5,6 +5,7 @@
 // thresholds are found digit by digit from histograms over keys that sort as the logits do: of
 // counts for top-k, of probabilities in fixed point for top-p. Integers add up to the same in any
 // order, so atomics leave the result exact.
+#include "common/early.cuh"
 #include "reduce/best.cuh"
 #include "reduce/lanes.cuh"
 #include "sample/philox.cuh"
@@ -146,6 +147,8 @@ extern "C" __global__ void __launch_bounds__(1024, 1) sample(
     __shared__ Histogram histogram;
     __shared__ Best<f32> bests[MAX_THREADS / 32];
     __shared__ Number<u64> sums[MAX_THREADS / 32];
+    let_next_begin();
+    await_previous();
     u32 count = (u32)*counter;
     if (blockIdx.x == 0 && threadIdx.x == 0) *next = (s32)(count + 1);
     // With no rows there still is the counter.

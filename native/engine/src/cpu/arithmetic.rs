@@ -15,6 +15,10 @@ pub(super) trait Arithmetic: Compute {
     /// With the sign of `self`; an integer by zero gives zero.
     fn remainder(self, b: Self) -> Self;
     fn pow(self, b: Self) -> Self;
+    /// The angle of the point (b, self), of floats.
+    fn atan2(self, b: Self) -> Self;
+    /// `and`, `or`, `xor` and the shifts, of integers.
+    fn bitwise(kind: BinaryKind, a: &[Self], b: &[Self], to: &mut [Self]);
 
     /// NaN if either is.
     #[inline(always)]
@@ -43,8 +47,10 @@ pub(super) trait Arithmetic: Compute {
             BinaryKind::Max => zip(a, b, to, Self::max),
             BinaryKind::Min => zip(a, b, to, Self::min),
             BinaryKind::Pow => zip(a, b, to, Self::pow),
+            BinaryKind::Atan2 => zip(a, b, to, Self::atan2),
             // The others are predicates.
-            _ => debug_assert!(!kind.is_predicate()),
+            _ if kind.is_predicate() => debug_assert!(false, "{kind:?} is a predicate"),
+            _ => Self::bitwise(kind, a, b, to),
         }
     }
 
@@ -104,6 +110,16 @@ macro_rules! float_arithmetic {
             fn pow(self, b: $t) -> $t {
                 self.powf(b)
             }
+
+            #[inline(always)]
+            fn atan2(self, b: $t) -> $t {
+                <$t>::atan2(self, b)
+            }
+
+            fn bitwise(kind: BinaryKind, _a: &[$t], _b: &[$t], _to: &mut [$t]) {
+                // `infer` passes none on floats.
+                debug_assert!(false, "{kind:?} on floats");
+            }
         }
     )*};
 }
@@ -158,19 +174,66 @@ macro_rules! integer_arithmetic {
                 }
                 power
             }
+
+            #[inline(always)]
+            fn atan2(self, _b: $t) -> $t {
+                // `infer` passes none on integers.
+                debug_assert!(false, "atan2 on integers");
+                self
+            }
+
+            #[inline(always)]
+            fn bitwise(kind: BinaryKind, a: &[$t], b: &[$t], to: &mut [$t]) {
+                /// Bits of the type, and the mask of a count below them.
+                const BITS: $t = <$t>::BITS as $t;
+                let fits = |count: $t| (0..BITS).contains(&count);
+                // Computed whatever the count is, and then chosen: no branch.
+                let by = |count: $t| (count & (BITS - 1)) as u32;
+                match kind {
+                    BinaryKind::BitwiseAnd => zip(a, b, to, |a, b| a & b),
+                    BinaryKind::BitwiseOr => zip(a, b, to, |a, b| a | b),
+                    BinaryKind::BitwiseXor => zip(a, b, to, |a, b| a ^ b),
+                    BinaryKind::LeftShift => {
+                        zip(a, b, to, |a, b| if fits(b) { a.wrapping_shl(by(b)) } else { 0 });
+                    }
+                    // All that is left of a number below zero is its sign.
+                    BinaryKind::RightShift => zip(a, b, to, |a, b| {
+                        let by = if fits(b) { by(b) } else { <$t>::BITS - 1 };
+                        let rest = a.wrapping_shr(by);
+                        #[allow(unused_comparisons)]
+                        if fits(b) | (<$t>::MIN < 0) { rest } else { 0 }
+                    }),
+                    _ => debug_assert!(false, "{kind:?} is not bitwise"),
+                }
+            }
         }
     )*};
 }
 
-integer_arithmetic!(u8, u32, i32, i64);
+integer_arithmetic!(u8, u16, u32, u64, i8, i16, i32, i64);
 
 /// Types that `unary` is computed in.
 pub(super) trait Unary: Compute {
     fn unary<I: Isa>(kind: UnaryKind, from: &[Self], to: &mut [Self]);
+
+    /// Never of an integer.
+    fn is_infinite(self) -> bool;
+
+    #[inline(always)]
+    fn test<I: Isa>(kind: UnaryKind, from: &[Self], to: &mut [u8]) {
+        match kind {
+            UnaryKind::LogicalNot => {
+                map(from, to, |x| u8::from(x == Self::default()));
+            }
+            UnaryKind::IsNan => map(from, to, |x| u8::from(x.is_nan())),
+            UnaryKind::IsInfinity => map(from, to, |x| u8::from(x.is_infinite())),
+            _ => debug_assert!(false, "{kind:?} is no predicate"),
+        }
+    }
 }
 
 #[inline(always)]
-fn map<T: Copy>(from: &[T], to: &mut [T], f: impl Fn(T) -> T) {
+fn map<T: Copy, O>(from: &[T], to: &mut [O], f: impl Fn(T) -> O) {
     for (to, x) in to.iter_mut().zip(from) {
         *to = f(*x);
     }
@@ -186,9 +249,17 @@ macro_rules! integer_unary {
                     UnaryKind::Abs => map(from, to, $abs),
                     UnaryKind::Sign => map(from, to, $sign),
                     UnaryKind::Relu => map(from, to, |x| Ord::max(x, 0)),
+                    UnaryKind::BitwiseNot => map(from, to, |x| !x),
+                    UnaryKind::PopulationCount => map(from, to, |x| x.count_ones() as $t),
+                    UnaryKind::CountLeadingZeros => map(from, to, |x| x.leading_zeros() as $t),
                     // `infer` passes no other on integers.
                     _ => debug_assert!(false, "{kind:?} on integers"),
                 }
+            }
+
+            #[inline(always)]
+            fn is_infinite(self) -> bool {
+                false
             }
         }
     )*};
@@ -196,7 +267,11 @@ macro_rules! integer_unary {
 
 integer_unary! {
     u8: |x| x, |x| Ord::min(x, 1);
+    u16: |x| x, |x| Ord::min(x, 1);
     u32: |x| x, |x| Ord::min(x, 1);
+    u64: |x| x, |x| Ord::min(x, 1);
+    i8: i8::wrapping_abs, i8::signum;
+    i16: i16::wrapping_abs, i16::signum;
     i32: i32::wrapping_abs, i32::signum;
     i64: i64::wrapping_abs, i64::signum;
 }
@@ -209,6 +284,8 @@ trait Float: Copy {
     fn sigmoid<I: Isa>(self) -> Self;
     fn gelu<I: Isa>(self) -> Self;
     fn gelu_tanh<I: Isa>(self) -> Self;
+    fn erfc(self) -> Self;
+    fn erf_inv(self) -> Self;
 }
 
 impl Float for f32 {
@@ -241,6 +318,14 @@ impl Float for f32 {
     fn gelu_tanh<I: Isa>(self) -> f32 {
         math::gelu_tanh::<I>(self)
     }
+
+    fn erfc(self) -> f32 {
+        libm::erfc(self.into()) as f32
+    }
+
+    fn erf_inv(self) -> f32 {
+        math::erf_inv(self.into()) as f32
+    }
 }
 
 impl Float for f64 {
@@ -267,6 +352,14 @@ impl Float for f64 {
     fn gelu_tanh<I: Isa>(self) -> f64 {
         let twice_u = (8.0 / std::f64::consts::PI).sqrt() * (self + 0.044715 * self.powi(3));
         self * twice_u.sigmoid::<I>()
+    }
+
+    fn erfc(self) -> f64 {
+        libm::erfc(self)
+    }
+
+    fn erf_inv(self) -> f64 {
+        math::erf_inv(self)
     }
 }
 
@@ -306,9 +399,29 @@ macro_rules! float_unary {
                         let positive = if x < 0.0 { 0.0 } else { x };
                         positive + Float::exp::<I>(-x.abs()).ln_1p()
                     }),
-                    // Its result is no float.
-                    UnaryKind::LogicalNot => debug_assert!(false, "logical_not is a predicate"),
+                    UnaryKind::Tan => map(from, to, <$t>::tan),
+                    UnaryKind::Asin => map(from, to, <$t>::asin),
+                    UnaryKind::Acos => map(from, to, <$t>::acos),
+                    UnaryKind::Atan => map(from, to, <$t>::atan),
+                    UnaryKind::Sinh => map(from, to, <$t>::sinh),
+                    UnaryKind::Cosh => map(from, to, <$t>::cosh),
+                    // Not std's own: they lose the digits of small numbers.
+                    UnaryKind::Asinh => map(from, to, |x| libm::asinh(x as f64) as $t),
+                    UnaryKind::Acosh => map(from, to, |x| {
+                        if x < 1.0 { <$t>::NAN } else { libm::acosh(x as f64) as $t }
+                    }),
+                    UnaryKind::Atanh => map(from, to, |x| libm::atanh(x as f64) as $t),
+                    UnaryKind::Cbrt => map(from, to, <$t>::cbrt),
+                    UnaryKind::Erfc => map(from, to, Float::erfc),
+                    UnaryKind::ErfInv => map(from, to, Float::erf_inv),
+                    // The results are no floats, or the arguments are none.
+                    _ => debug_assert!(false, "{kind:?} on floats"),
                 }
+            }
+
+            #[inline(always)]
+            fn is_infinite(self) -> bool {
+                <$t>::is_infinite(self)
             }
         }
     )*};

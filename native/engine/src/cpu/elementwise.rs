@@ -2,7 +2,7 @@
 //! computed in, so that one vectorised loop serves every layout of the operands.
 
 use super::arithmetic::{Arithmetic, Unary};
-use super::numeric::{BLOCK, Convert, Element, Network, convert, with_network, with_type};
+use super::numeric::{BLOCK, Convert, Element, Network, Wide, with_network, with_type};
 use super::shape::broadcast_strides;
 use super::simd::{Isa, dispatch};
 use super::threads;
@@ -92,19 +92,29 @@ pub(super) unsafe fn execute(call: &Call) -> Result<()> {
                 });
             }));
         }
-        Op::Cast(_) => with_type!(x.spec.dtype, S => with_type!(out.spec.dtype, D => {
-            // SAFETY: as above.
-            let (from, to) = unsafe { (x.slice::<S>(), out.slice_mut::<D>()) };
-            threads::over_rows(to, 1, ns, |first, to| {
-                dispatch!(I => cast::<I, S, D>(&from[first..first + to.len()], to));
+        Op::Cast(_) => {
+            // By way of a block of what holds all values of x's type: one function for each type
+            // on either side, not one for each pair.
+            let read = with_type!(x.spec.dtype, S => read::<S> as Read);
+            with_type!(out.spec.dtype, D => {
+                // SAFETY: as above.
+                let to = unsafe { out.slice_mut::<D>() };
+                threads::over_rows(to, 1, ns, |first, to| {
+                    for (i, to) in to.chunks_mut(BLOCK).enumerate() {
+                        let mut write = |wide: Wide| dispatch!(I => write::<I, D>(wide, to));
+                        // SAFETY: as above.
+                        unsafe { read(&x, first + i * BLOCK, &mut write) };
+                    }
+                });
             });
-        })),
-        Op::Unary(attrs) if attrs.kind == UnaryKind::LogicalNot => {
+        }
+        Op::Unary(attrs) if attrs.kind.is_predicate() => {
             with_type!(x.spec.dtype, T => {
                 // SAFETY: as above.
                 let (from, to) = unsafe { (x.slice::<T>(), out.slice_mut::<u8>()) };
                 threads::over_rows(to, 1, ns, |first, to| {
-                    dispatch!(I => not::<I, T>(&from[first..first + to.len()], to));
+                    let from = &from[first..first + to.len()];
+                    dispatch!(I => test::<I, T>(attrs.kind, from, to));
                 });
             });
         }
@@ -164,10 +174,13 @@ pub(super) fn cost(op: &Op, dtype: DType, elements: usize) -> f64 {
             Exp | Tanh | Sigmoid | Silu | Gelu | GeluTanh | Erf if !wide => 1.0,
             Exp | Expm1 | Log | Log1p | Sin | Cos | Tanh | Erf | Sigmoid | Silu | Gelu
             | GeluTanh | Softplus => 6.0,
+            Tan | Asin | Acos | Atan | Sinh | Cosh | Asinh | Acosh | Atanh | Cbrt | Erfc => 20.0,
+            ErfInv => 60.0,
             _ => 0.3,
         },
         Op::Binary(b) => match b.kind {
             BinaryKind::Pow => 6.0,
+            BinaryKind::Atan2 => 20.0,
             BinaryKind::Remainder | BinaryKind::Quotient => 4.0,
             _ => 0.3,
         },
@@ -187,18 +200,47 @@ fn recast<I: Isa, S: Network, D: Network>(from: &[S], to: &mut [D]) {
     }
 }
 
-#[inline(always)]
-fn cast<I: Isa, S: Convert, D: Convert>(from: &[S], to: &mut [D]) {
-    convert(from, to);
+/// Gives a function the block of a tensor that begins at an element.
+type Read = unsafe fn(&View, usize, &mut dyn FnMut(Wide));
+
+/// # Safety
+/// As for [`View::slice`].
+unsafe fn read<S: Convert>(x: &View, first: usize, f: &mut dyn FnMut(Wide)) {
+    // SAFETY: the caller's promise.
+    let from = unsafe { x.slice::<S>() };
+    let from = &from[first..from.len().min(first + BLOCK)];
+    dispatch!(I => S::wide::<I>(from, f));
 }
 
 #[inline(always)]
-fn not<I: Isa, T: Element>(from: &[T], to: &mut [u8]) {
+fn write<I: Isa, D: Convert>(wide: Wide, to: &mut [D]) {
+    match wide {
+        Wide::Float(wide) => {
+            for (to, v) in to.iter_mut().zip(wide) {
+                *to = D::from_f64(*v);
+            }
+        }
+        Wide::Integer(wide) => {
+            for (to, v) in to.iter_mut().zip(wide) {
+                *to = D::from_i64(*v);
+            }
+        }
+        Wide::U64(wide) => {
+            for (to, v) in to.iter_mut().zip(wide) {
+                *to = D::from_u64(*v);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn test<I: Isa, T: Element>(kind: UnaryKind, from: &[T], to: &mut [u8])
+where
+    T::Compute: Unary,
+{
     let mut buffer = [T::Compute::default(); BLOCK];
     for (from, to) in from.chunks(BLOCK).zip(to.chunks_mut(BLOCK)) {
-        for (to, x) in to.iter_mut().zip(T::widened::<I>(from, &mut buffer)) {
-            *to = u8::from(*x == T::Compute::default());
-        }
+        T::Compute::test::<I>(kind, T::widened::<I>(from, &mut buffer), to);
     }
 }
 

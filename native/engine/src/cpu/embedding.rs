@@ -35,8 +35,12 @@ unsafe fn rows<T: Copy + Send + Sync>(table: &View, ids: &View, out: &View, nan:
         unsafe {
             match ids.spec.dtype {
                 DType::U8 => i64::from(ids.slice::<u8>()[i]),
+                DType::U16 => i64::from(ids.slice::<u16>()[i]),
                 DType::U32 => i64::from(ids.slice::<u32>()[i]),
+                DType::S8 => i64::from(ids.slice::<i8>()[i]),
+                DType::S16 => i64::from(ids.slice::<i16>()[i]),
                 DType::S32 => i64::from(ids.slice::<i32>()[i]),
+                // A u64 beyond i64 wraps below zero, which is out of range as well.
                 _ => ids.slice::<i64>()[i],
             }
         }

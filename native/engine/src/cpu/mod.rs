@@ -3,15 +3,19 @@
 mod arithmetic;
 mod attention;
 mod conv;
+mod convolution;
 mod dense;
+mod dot;
 mod elementwise;
 mod embedding;
 mod gemm;
+mod index;
 mod math;
 mod memory;
 mod mlp;
 mod norm;
 mod numeric;
+mod order;
 mod recurrent;
 mod reduce;
 mod rope;
@@ -21,6 +25,7 @@ mod shape;
 mod simd;
 mod softmax;
 mod threads;
+mod window;
 
 use std::sync::Arc;
 
@@ -28,6 +33,7 @@ use crate::call::Call;
 use crate::device::{Explanation, Weight};
 use crate::error::{Error, Result};
 use crate::infer::infer;
+use crate::infer::product::Windows;
 use crate::op::Op;
 use crate::pool::{self, Pool};
 use crate::spec::Spec;
@@ -41,6 +47,11 @@ impl Cpu {
     pub fn new(memory_limit: Option<usize>) -> Self {
         let options = pool::Options { limit: memory_limit, segment: 8 << 20 };
         Cpu { pool: Pool::new(":cpu", Box::new(memory::Heap), options) }
+    }
+
+    /// The threads that work is shared among, and the instruction set of the kernels.
+    pub fn about() -> (usize, &'static str) {
+        (threads::available(), simd::level().name())
     }
 
     pub fn pool(&self) -> &Arc<Pool> {
@@ -73,6 +84,10 @@ impl Cpu {
             (Op::Sample(_), [Some(logits), ..]) => sample::workspace(logits),
             (Op::SelectiveScan(_), _) => scan::workspace(inputs),
             (Op::GatedMlp(_), _) => mlp::Plan::new(inputs)?.bytes(),
+            (Op::Dot(attrs), [Some(a), Some(b)]) => dot::workspace(attrs, a, b),
+            (Op::Conv(attrs), [Some(x), Some(kernel)]) => infer(op, inputs)?
+                .first()
+                .map_or(0, |y| convolution::workspace(attrs, x, kernel, y)),
             _ => 0,
         })
     }
@@ -118,6 +133,7 @@ impl Cpu {
                 Op::FlashAttention(attrs) => attention::execute(call, attrs),
                 Op::CausalConv1d(attrs) => conv::execute(call, attrs),
                 Op::SelectiveScan(attrs) => scan::execute(call, attrs),
+                Op::MambaBlock(_) => Err(Error::Internal("mamba_block: fused on the CPU".into())),
                 Op::Rope(attrs) => rope::execute(call, attrs),
                 Op::GatedMlp(attrs) => mlp::execute(call, attrs),
                 Op::Embedding(_) => embedding::execute(call),
@@ -128,12 +144,24 @@ impl Cpu {
                     elementwise::execute(call)
                 }
                 Op::Reshape(_)
+                | Op::Bitcast(_)
+                | Op::Pad(_)
+                | Op::Reverse(_)
                 | Op::Transpose(_)
                 | Op::Broadcast(_)
                 | Op::Slice(_)
                 | Op::PutSlice(_)
                 | Op::Concatenate(_) => shape::execute(call),
                 Op::Reduce(attrs) => reduce::execute(call, attrs),
+                Op::Dot(attrs) => dot::execute(call, attrs),
+                Op::Conv(attrs) => convolution::execute(call, attrs),
+                Op::Sort(attrs) => order::sort(call, attrs),
+                Op::Cumulative(attrs) => order::cumulative(call, attrs),
+                Op::WindowReduce(attrs) => window::reduce(call, attrs),
+                Op::WindowScatter(attrs) => window::scatter(call, attrs),
+                Op::Iota(attrs) => index::iota(call, attrs),
+                Op::Gather(attrs) => index::gather(call, attrs),
+                Op::IndexedAdd(attrs) | Op::IndexedPut(attrs) => index::indexed(call, attrs),
             }
         }
     }
@@ -144,7 +172,11 @@ const LIGHT_NS: f64 = 300_000.0;
 
 /// What an op takes on one thread, roughly.
 fn nanoseconds(op: &Op, inputs: &[Option<&Spec>]) -> Result<f64> {
-    let elements: usize = infer(op, inputs)?.iter().map(Spec::len).sum();
+    let outputs = infer(op, inputs)?;
+    let elements: usize = outputs.iter().map(Spec::len).sum();
+    if let Op::Iota(_) = op {
+        return Ok(index::cost(elements));
+    }
     let Some(x) = inputs.first().copied().flatten() else {
         return Err(Error::argument(op.name(), "the first input is missing"));
     };
@@ -163,6 +195,23 @@ fn nanoseconds(op: &Op, inputs: &[Option<&Spec>]) -> Result<f64> {
         (Op::Sample(attrs), _) => sample::cost(x, attrs),
         (Op::Unary(_) | Op::Binary(_) | Op::Select(_) | Op::Cast(_), _) => {
             elementwise::cost(op, x.dtype, elements)
+        }
+        (Op::Dot(attrs), [_, Some(b)]) => dot::cost(attrs, x, b),
+        (Op::Conv(attrs), [_, Some(kernel)]) => match outputs.first() {
+            Some(y) if !y.is_empty() => {
+                convolution::cost(&Windows::of(attrs, x, kernel, y), x.dtype)
+            }
+            _ => 0.0,
+        },
+        (Op::Gather(_), _) => index::cost(elements),
+        (Op::Sort(attrs), _) => order::cost(attrs, x),
+        (Op::Cumulative(_), _) => 2.0 * reduce::cost(elements),
+        (Op::WindowReduce(attrs), _) => window::cost(elements, &attrs.window),
+        (Op::WindowScatter(attrs), [_, Some(source), ..]) => {
+            window::cost(source.len(), &attrs.window) + reduce::cost(elements)
+        }
+        (Op::IndexedAdd(_) | Op::IndexedPut(_), [_, _, Some(updates)]) => {
+            index::indexed_cost(x, updates)
         }
         _ => shape::cost(elements, size),
     })
@@ -224,7 +273,22 @@ fn kernel(op: &Op, inputs: &[Option<&Spec>]) -> Result<(&'static str, &'static s
             (variant!("blocks"), "blocks that stay in the first-level cache")
         }
         (Op::Sample(_), _) => ("rows", "row after row"),
+        (Op::Dot(_), [Some(a), ..]) if a.dtype.is_float() => {
+            ("gemm", "blocked and packed for the caches, where the operands lie")
+        }
+        (Op::Dot(_), _) => ("rows", "integers, row after row"),
+        (Op::Conv(_), _) => ("im2col-gemm", "what the windows see, laid out as a matrix"),
         (Op::Embedding(_), _) => ("gather", "rows of the table are copied"),
+        (Op::Iota(_), _) => ("count", "written in order"),
+        (Op::Sort(_), _) => ("keys", "keys whose bits are in order, each with its place"),
+        (Op::Cumulative(_), _) => ("scan", "along rows, or across them many columns side by side"),
+        (Op::WindowReduce(_) | Op::WindowScatter(_), _) => {
+            ("window", "an element of the window at a time, for a whole row of places")
+        }
+        (Op::Gather(_), _) => ("gather", "runs of x are copied"),
+        (Op::IndexedAdd(_) | Op::IndexedPut(_), _) => {
+            ("scatter", "rows sorted by where they go, so that each place is written once")
+        }
         _ => ("copy", "one strided copy"),
     })
 }

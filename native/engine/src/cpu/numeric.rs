@@ -13,12 +13,45 @@ pub(super) const BLOCK: usize = 256;
 macro_rules! with_type {
     ($dtype:expr, $t:ident => $body:expr) => {
         match $dtype {
+            $crate::spec::DType::F64 => {
+                type $t = f64;
+                $body
+            }
+            other if other.is_float() => {
+                $crate::cpu::numeric::with_network!(other, $t => $body)
+            }
+            other => $crate::cpu::numeric::with_integer!(other, $t => $body),
+        }
+    };
+}
+pub(super) use with_type;
+
+/// As [`with_type!`] for the ops that take integers only.
+macro_rules! with_integer {
+    ($dtype:expr, $t:ident => $body:expr) => {
+        match $dtype {
             $crate::spec::DType::U8 => {
                 type $t = u8;
                 $body
             }
+            $crate::spec::DType::U16 => {
+                type $t = u16;
+                $body
+            }
             $crate::spec::DType::U32 => {
                 type $t = u32;
+                $body
+            }
+            $crate::spec::DType::U64 => {
+                type $t = u64;
+                $body
+            }
+            $crate::spec::DType::S8 => {
+                type $t = i8;
+                $body
+            }
+            $crate::spec::DType::S16 => {
+                type $t = i16;
                 $body
             }
             $crate::spec::DType::S32 => {
@@ -29,15 +62,11 @@ macro_rules! with_type {
                 type $t = i64;
                 $body
             }
-            $crate::spec::DType::F64 => {
-                type $t = f64;
-                $body
-            }
-            other => $crate::cpu::numeric::with_network!(other, $t => $body),
+            other => return Err($crate::error::Error::Internal(format!("{other} as an integer"))),
         }
     };
 }
-pub(super) use with_type;
+pub(super) use with_integer;
 
 /// As [`with_type!`] for the ops that take f16, bf16 and f32 only.
 macro_rules! with_network {
@@ -81,17 +110,36 @@ pub(super) trait Element: Copy + Send + Sync + Into<Self::Compute> + 'static {
 
 /// A type that is computed with.
 pub(super) trait Compute: Copy + Default + PartialOrd + Send + Sync + 'static {
-    /// The value as an integer, saturating, NaN as 0; exact for integers.
-    fn to_i64(self) -> i64;
-    fn to_f64(self) -> f64;
     fn is_nan(self) -> bool;
 }
 
-/// Conversion from the two types that hold every value of all others.
+/// Conversion from the types that hold every value of all others, as Rust's `as` does it: integers
+/// wrap, floats to integers truncate and saturate.
 pub(super) trait Convert: Element {
     fn from_i64(v: i64) -> Self;
+    fn from_u64(v: u64) -> Self;
     fn from_f64(v: f64) -> Self;
-    const IS_FLOAT: bool;
+
+    /// Gives `f` at most [`BLOCK`] elements in what holds every value of their type.
+    fn wide<I: Isa>(from: &[Self], f: &mut dyn FnMut(Wide));
+}
+
+/// Elements of any type, in a type that holds all of its values.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Wide<'a> {
+    Float(&'a [f64]),
+    Integer(&'a [i64]),
+    U64(&'a [u64]),
+}
+
+/// A block converted one by one.
+#[inline(always)]
+fn block<S: Copy, W: Copy + Default>(from: &[S], f: impl Fn(S) -> W) -> [W; BLOCK] {
+    let mut block = [W::default(); BLOCK];
+    for (to, v) in block.iter_mut().zip(from) {
+        *to = f(*v);
+    }
+    block
 }
 
 /// A storage type of networks: f16, bf16 or f32.
@@ -133,16 +181,6 @@ macro_rules! direct {
 
         impl Compute for $t {
             #[inline(always)]
-            fn to_i64(self) -> i64 {
-                self as i64
-            }
-
-            #[inline(always)]
-            fn to_f64(self) -> f64 {
-                self as f64
-            }
-
-            #[inline(always)]
             fn is_nan(self) -> bool {
                 let is_nan: fn($t) -> bool = $nan;
                 is_nan(self)
@@ -153,7 +191,11 @@ macro_rules! direct {
 
 direct! {
     u8: |_| false;
+    u16: |_| false;
     u32: |_| false;
+    u64: |_| false;
+    i8: |_| false;
+    i16: |_| false;
     i32: |_| false;
     i64: |_| false;
     f32: f32::is_nan;
@@ -186,8 +228,6 @@ macro_rules! sixteen_bit {
         }
 
         impl Convert for $t {
-            const IS_FLOAT: bool = true;
-
             #[inline(always)]
             fn from_i64(v: i64) -> $t {
                 // Not half's own `from_f64`, which looks at the first 20 bits of the fraction only.
@@ -195,8 +235,18 @@ macro_rules! sixteen_bit {
             }
 
             #[inline(always)]
+            fn from_u64(v: u64) -> $t {
+                <Self as Convert>::from_f64(v as f64)
+            }
+
+            #[inline(always)]
             fn from_f64(v: f64) -> $t {
                 <$t>::from_f32(round_to_odd(v))
+            }
+
+            #[inline(always)]
+            fn wide<I: Isa>(from: &[$t], f: &mut dyn FnMut(Wide)) {
+                f(Wide::Float(&block(from, |v| f64::from(v.to_f32()))[..from.len()]));
             }
         }
     )*};
@@ -220,12 +270,15 @@ fn round_to_odd(v: f64) -> f32 {
 }
 
 macro_rules! convert {
-    ($($t:ty: $float:expr;)*) => {$(
+    ($($t:ty: $kind:ident $wide:ty;)*) => {$(
         impl Convert for $t {
-            const IS_FLOAT: bool = $float;
-
             #[inline(always)]
             fn from_i64(v: i64) -> $t {
+                v as $t
+            }
+
+            #[inline(always)]
+            fn from_u64(v: u64) -> $t {
                 v as $t
             }
 
@@ -233,26 +286,26 @@ macro_rules! convert {
             fn from_f64(v: f64) -> $t {
                 v as $t
             }
+
+            #[inline(always)]
+            fn wide<I: Isa>(from: &[$t], f: &mut dyn FnMut(Wide)) {
+                f(Wide::$kind(&block(from, |v| v as $wide)[..from.len()]));
+            }
         }
     )*};
 }
 
-convert! { u8: false; u32: false; i32: false; i64: false; f32: true; f64: true; }
-
-/// Converts as Rust's `as` does: integers wrap, floats to integers truncate and saturate.
-pub(super) fn convert<S: Convert, D: Convert>(src: &[S], dst: &mut [D])
-where
-    S::Compute: Compute,
-{
-    if S::IS_FLOAT {
-        for (d, &s) in dst.iter_mut().zip(src) {
-            *d = D::from_f64(s.into().to_f64());
-        }
-    } else {
-        for (d, &s) in dst.iter_mut().zip(src) {
-            *d = D::from_i64(s.into().to_i64());
-        }
-    }
+convert! {
+    u8: Integer i64;
+    u16: Integer i64;
+    u32: Integer i64;
+    u64: U64 u64;
+    i8: Integer i64;
+    i16: Integer i64;
+    i32: Integer i64;
+    i64: Integer i64;
+    f32: Float f64;
+    f64: Float f64;
 }
 
 impl Network for f32 {

@@ -81,6 +81,12 @@ pub(super) trait Reducible: Compute {
     fn wide(self) -> Self::Wide;
     fn back(v: Self::Wide) -> Self;
     fn mean(sum: Self::Wide, n: usize) -> Self::Wide;
+
+    /// 1 unless it is zero.
+    #[inline(always)]
+    fn truth(self) -> Self::Wide {
+        if self != Self::default() { Self::ONE } else { Self::Wide::default() }
+    }
 }
 
 macro_rules! reducible {
@@ -112,35 +118,39 @@ macro_rules! reducible {
 
 reducible! {
     u8 => u8, u8::MIN, u8::MAX, |s, _| s;
+    u16 => u16, u16::MIN, u16::MAX, |s, _| s;
     u32 => u32, u32::MIN, u32::MAX, |s, _| s;
+    u64 => u64, u64::MIN, u64::MAX, |s, _| s;
+    i8 => i8, i8::MIN, i8::MAX, |s, _| s;
+    i16 => i16, i16::MIN, i16::MAX, |s, _| s;
     i32 => i32, i32::MIN, i32::MAX, |s, _| s;
     i64 => i64, i64::MIN, i64::MAX, |s, _| s;
     f32 => f64, f64::NEG_INFINITY, f64::INFINITY, |s, n| s / n as f64;
     f64 => f64, f64::NEG_INFINITY, f64::INFINITY, |s, n| s / n as f64;
 }
 
-fn start<C: Reducible>(kind: ReduceKind) -> C::Wide {
+pub(super) fn start<C: Reducible>(kind: ReduceKind) -> C::Wide {
     match kind {
-        ReduceKind::Sum | ReduceKind::Mean => C::Wide::default(),
-        ReduceKind::Product => C::ONE,
+        ReduceKind::Sum | ReduceKind::Mean | ReduceKind::Any => C::Wide::default(),
+        ReduceKind::Product | ReduceKind::All => C::ONE,
         ReduceKind::Max => C::LEAST,
         ReduceKind::Min => C::MOST,
     }
 }
 
 #[inline(always)]
-fn join<W: Arithmetic>(kind: ReduceKind, a: W, b: W) -> W {
+pub(super) fn join<W: Arithmetic>(kind: ReduceKind, a: W, b: W) -> W {
     match kind {
         ReduceKind::Sum | ReduceKind::Mean => a.add(b),
         ReduceKind::Product => a.multiply(b),
-        ReduceKind::Max => a.max(b),
-        ReduceKind::Min => a.min(b),
+        ReduceKind::Max | ReduceKind::Any => a.max(b),
+        ReduceKind::Min | ReduceKind::All => a.min(b),
     }
 }
 
 /// One contiguous piece.
 #[inline(always)]
-fn run<I: Isa, T: Element>(kind: ReduceKind, x: &[T]) -> <T::Compute as Reducible>::Wide
+fn run<I: Isa, T: Element>(kind: ReduceKind, x: &[T]) -> Wide<T>
 where
     T::Compute: Reducible,
 {
@@ -156,6 +166,8 @@ where
             ReduceKind::Product => fold(x, first, |a, b| a.multiply(b), Reducible::wide),
             ReduceKind::Max => fold(x, first, |a, b| a.max(b), Reducible::wide),
             ReduceKind::Min => fold(x, first, |a, b| a.min(b), Reducible::wide),
+            ReduceKind::All => fold(x, first, |a, b| a.min(b), Reducible::truth),
+            ReduceKind::Any => fold(x, first, |a, b| a.max(b), Reducible::truth),
         };
         total = join(kind, total, part);
     }
@@ -164,11 +176,8 @@ where
 
 /// Adds a row to the results of its columns.
 #[inline(always)]
-fn columns<I: Isa, T: Element>(
-    kind: ReduceKind,
-    x: &[T],
-    totals: &mut [<T::Compute as Reducible>::Wide],
-) where
+fn columns<I: Isa, T: Element>(kind: ReduceKind, x: &[T], totals: &mut [Wide<T>])
+where
     T::Compute: Reducible,
 {
     let mut wide = [T::Compute::default(); COLUMNS];
@@ -179,6 +188,8 @@ fn columns<I: Isa, T: Element>(
         ReduceKind::Product => both.for_each(|(t, x)| *t = t.multiply(x.wide())),
         ReduceKind::Max => both.for_each(|(t, x)| *t = t.max(x.wide())),
         ReduceKind::Min => both.for_each(|(t, x)| *t = t.min(x.wide())),
+        ReduceKind::All => both.for_each(|(t, x)| *t = t.min(Reducible::truth(*x))),
+        ReduceKind::Any => both.for_each(|(t, x)| *t = t.max(Reducible::truth(*x))),
     }
 }
 
@@ -246,14 +257,20 @@ pub(super) unsafe fn execute(call: &Call, attrs: &Reduce) -> Result<()> {
     let plan = Plan::new(x.spec, &axes);
     let count = axes.iter().map(|&a| x.spec.shape()[a]).product();
     let ns = cost(x.spec.len());
+    let kind = attrs.kind;
     with_type!(x.spec.dtype, T => {
         // SAFETY: the caller's promise; `infer` has checked types and shapes.
-        let (x, y) = unsafe { (x.slice::<T>(), call.outputs[0].slice_mut::<T>()) };
-        if x.is_empty() {
-            let value = finish::<<T as Element>::Compute>(attrs.kind, start::<<T as Element>::Compute>(attrs.kind), 0);
-            y.fill(<T as Element>::narrow(value));
-        } else {
-            reduce(attrs.kind, &plan, count, x, y, ns);
+        unsafe {
+            let x = x.slice::<T>();
+            if kind.is_predicate() {
+                let y = call.outputs[0].slice_mut::<u8>();
+                let truth = |total| u8::from(Arithmetic::truth(total));
+                reduce::<T, u8>(kind, &plan, x, y, truth, ns);
+            } else {
+                let y = call.outputs[0].slice_mut::<T>();
+                let done = |total| <T as Element>::narrow(finish(kind, total, count));
+                reduce::<T, T>(kind, &plan, x, y, done, ns);
+            }
         }
     });
     Ok(())
@@ -263,12 +280,23 @@ fn finish<C: Reducible>(kind: ReduceKind, total: C::Wide, n: usize) -> C {
     C::back(if kind == ReduceKind::Mean { C::mean(total, n) } else { total })
 }
 
-fn reduce<T: Element>(kind: ReduceKind, p: &Plan, n: usize, x: &[T], y: &mut [T], ns: f64)
-where
+/// What `T` is reduced in.
+type Wide<T> = <<T as Element>::Compute as Reducible>::Wide;
+
+fn reduce<T: Element, O: Copy + Send>(
+    kind: ReduceKind,
+    p: &Plan,
+    x: &[T],
+    y: &mut [O],
+    done: impl Fn(Wide<T>) -> O + Sync,
+    ns: f64,
+) where
     T::Compute: Reducible,
 {
     let first = start::<T::Compute>(kind);
-    let done = |total| T::narrow(finish::<T::Compute>(kind, total, n));
+    if x.is_empty() {
+        return y.fill(done(first));
+    }
     if p.inner_is_reduced && y.len() == 1 {
         // One result: the threads share the run itself.
         let runs = x.par_chunks(RUN);
@@ -328,9 +356,9 @@ pub(super) unsafe fn argmax(call: &Call, attrs: &Argmax) -> Result<()> {
             let slabs = x[first * split.slab()..].chunks_exact(split.slab().max(1));
             for (y, x) in y.chunks_exact_mut(split.inner).zip(slabs) {
                 if split.inner == 1 {
-                    y[0] = dispatch!(I => largest::<I, T>(x)) as i32;
+                    y[0] = dispatch!(I => best::<I, T>(attrs, x)) as i32;
                 } else {
-                    dispatch!(I => largest_across::<I, T>(x, split, y));
+                    dispatch!(I => best_across::<I, T>(attrs, x, split, y));
                 }
             }
         });
@@ -344,25 +372,53 @@ pub(super) fn largest<I: Isa, T: Element>(x: &[T]) -> usize
 where
     T::Compute: Reducible + Arithmetic,
 {
+    best::<I, T>(&Argmax { axis: 0, keep_axis: false, min: false, last: false }, x)
+}
+
+/// The index of what an argmax looks for.
+#[inline(always)]
+fn best<I: Isa, T: Element>(attrs: &Argmax, x: &[T]) -> usize
+where
+    T::Compute: Reducible + Arithmetic,
+{
     let mut wide = [T::Compute::default(); BLOCK];
     let (mut best, mut place) = (None, 0);
     for (i, block) in x.chunks(BLOCK).enumerate() {
         let block = T::widened::<I>(block, &mut wide);
-        let max = fold(block, block[0], |a: T::Compute, b| a.max(b), |x| x);
-        if max.is_nan() {
-            return i * BLOCK + block.iter().position(|x| x.is_nan()).unwrap_or(0);
+        let found = if attrs.min {
+            fold(block, block[0], |a: T::Compute, b| a.min(b), |x| x)
+        } else {
+            fold(block, block[0], |a: T::Compute, b| a.max(b), |x| x)
+        };
+        let wins = best.is_none_or(|best| beats(attrs, found, best));
+        if wins {
+            (best, place) = (Some(found), i);
         }
-        if best.is_none_or(|b| max > b) {
-            (best, place) = (Some(max), i);
+        if found.is_nan() && !attrs.last {
+            break;
         }
     }
     let at = place * BLOCK;
     let block = T::widened::<I>(&x[at..x.len().min(at + BLOCK)], &mut wide);
-    at + block.iter().position(|x| Some(*x) == best).unwrap_or(0)
+    let same = |x: &T::Compute| match best {
+        Some(best) if best.is_nan() => x.is_nan(),
+        _ => Some(*x) == best,
+    };
+    let within =
+        if attrs.last { block.iter().rposition(same) } else { block.iter().position(same) };
+    at + within.unwrap_or(0)
+}
+
+/// Whether `x`, which comes later, takes the place of `best`.
+#[inline(always)]
+fn beats<C: Compute>(attrs: &Argmax, x: C, best: C) -> bool {
+    let more = if attrs.min { x < best } else { x > best };
+    let same = attrs.last & (x == best);
+    (!best.is_nan() & (more | same)) | (x.is_nan() & (attrs.last | !best.is_nan()))
 }
 
 #[inline(always)]
-fn largest_across<I: Isa, T: Element>(x: &[T], split: Split, y: &mut [i32]) {
+fn best_across<I: Isa, T: Element>(attrs: &Argmax, x: &[T], split: Split, y: &mut [i32]) {
     let mut wide = [T::Compute::default(); COLUMNS];
     for (strip, y) in y.chunks_mut(COLUMNS).enumerate() {
         let mut best = [T::Compute::default(); COLUMNS];
@@ -370,7 +426,7 @@ fn largest_across<I: Isa, T: Element>(x: &[T], split: Split, y: &mut [i32]) {
             let at = i * split.inner + strip * COLUMNS;
             let row = T::widened::<I>(&x[at..at + y.len()], &mut wide);
             for ((y, b), &x) in y.iter_mut().zip(&mut best).zip(row) {
-                if i == 0 || x > *b || (x.is_nan() && !b.is_nan()) {
+                if i == 0 || beats(attrs, x, *b) {
                     (*y, *b) = (i as i32, x);
                 }
             }

@@ -1,21 +1,27 @@
-//! The ops that only move elements: all of them are one copy between two strided boxes.
+//! The ops that only move elements: all of them are copies between two strided boxes.
 
 use super::threads;
 use crate::call::{Call, View};
 use crate::error::{Error, Result};
-use crate::infer::normalize_axis;
-use crate::op::{Concatenate, Op, PutSlice, Slice};
+use crate::infer::{distinct_axes, normalize_axis};
+use crate::op::{Concatenate, Op, Pad, PutSlice, Reverse, Slice};
 
 /// One side of a copy: the address of its first element, and strides in elements.
 #[derive(Debug, Clone)]
 struct Side {
     addr: u64,
-    strides: Vec<usize>,
+    strides: Vec<isize>,
+}
+
+/// Strides as a side has them: where it is read backwards they are negative.
+fn signed(strides: Vec<usize>) -> Vec<isize> {
+    // Sizes in bytes fit an isize; beyond it a stride is of an axis that is not walked along.
+    strides.into_iter().map(|s| isize::try_from(s).unwrap_or(isize::MAX)).collect()
 }
 
 impl Side {
     fn of(view: &View) -> Side {
-        Side { addr: view.addr, strides: view.spec.strides() }
+        Side { addr: view.addr, strides: signed(view.spec.strides()) }
     }
 
     /// Moved on by `at` elements of `size` bytes.
@@ -52,12 +58,16 @@ pub(super) unsafe fn execute(call: &Call) -> Result<()> {
             }
             Op::Broadcast(_) => {
                 let from = Side::of(&x);
-                let strides = broadcast_strides(&from.strides, x.spec.shape(), out.spec.shape());
-                copy(size, out.spec.shape(), &Side { strides, ..from }, &Side::of(&out));
+                let strides =
+                    broadcast_strides(&x.spec.strides(), x.spec.shape(), out.spec.shape());
+                let from = Side { strides: signed(strides), ..from };
+                copy(size, out.spec.shape(), &from, &Side::of(&out));
             }
             Op::Slice(attrs) => slice(call, attrs, &x, &out)?,
             Op::PutSlice(attrs) => put_slice(call, attrs, &x, &out)?,
             Op::Concatenate(attrs) => concatenate(call, attrs, &out)?,
+            Op::Reverse(attrs) => reverse(attrs, &x, &out)?,
+            Op::Pad(attrs) => pad(call, attrs, &x, &out)?,
             _ => copy_all(&x, &out),
         }
     }
@@ -70,6 +80,54 @@ unsafe fn copy_all(from: &View, to: &View) {
     let flat = |v: &View| Side { addr: v.addr, strides: vec![1] };
     // SAFETY: the caller's promise.
     unsafe { copy(to.spec.dtype.size(), &[to.spec.len()], &flat(from), &flat(to)) }
+}
+
+/// # Safety
+/// As for [`crate::Device::execute`].
+unsafe fn reverse(attrs: &Reverse, x: &View, out: &View) -> Result<()> {
+    if out.spec.is_empty() {
+        return Ok(());
+    }
+    let (mut from, size) = (Side::of(x), out.spec.dtype.size());
+    for axis in distinct_axes("reverse", &attrs.axes, x.spec.rank())? {
+        from = from.offset((x.spec.shape()[axis] - 1) * from.strides[axis] as usize, size);
+        from.strides[axis] = -from.strides[axis];
+    }
+    // SAFETY: the caller's promise; from the last element backwards the box lies within x.
+    unsafe { copy(size, out.spec.shape(), &from, &Side::of(out)) };
+    Ok(())
+}
+
+/// # Safety
+/// As for [`crate::Device::execute`].
+unsafe fn pad(call: &Call, attrs: &Pad, x: &View, out: &View) -> Result<()> {
+    let Some(value) = call.input(1) else { return Ok(()) };
+    let (size, mut from, mut to) = (out.spec.dtype.size(), Side::of(x), Side::of(out));
+    let everywhere = Side { addr: value.addr, strides: vec![0] };
+    // SAFETY: the caller's promise; `infer` has checked that the value is one element.
+    unsafe {
+        copy(size, &[out.spec.len()], &everywhere, &Side { addr: out.addr, strides: vec![1] });
+    }
+    // What is left of x along each axis, and where its first element goes.
+    let mut dims = x.spec.shape().to_vec();
+    for (axis, dim) in dims.iter_mut().enumerate() {
+        let (low, step) = (i128::from(attrs.low[axis]), i128::from(attrs.interior[axis]) + 1);
+        let end = out.spec.shape()[axis] as i128;
+        let first = if low < 0 { (-low + step - 1) / step } else { 0 };
+        // The first element that would lie at the end or behind it.
+        let behind = if end > low { (end - low + step - 1) / step } else { 0 };
+        let behind = behind.min(*dim as i128);
+        if behind <= first {
+            return Ok(());
+        }
+        *dim = (behind - first) as usize;
+        from = from.offset(first as usize * from.strides[axis] as usize, size);
+        to = to.offset((low + first * step) as usize * to.strides[axis] as usize, size);
+        to.strides[axis] = to.strides[axis].saturating_mul(step.min(isize::MAX as i128) as isize);
+    }
+    // SAFETY: the box was cut to what lies within both.
+    unsafe { copy(size, &dims, &from, &to) };
+    Ok(())
 }
 
 /// The start on each axis: the position added on one of them, then moved so that `reach` elements
@@ -128,16 +186,18 @@ unsafe fn slice(call: &Call, attrs: &Slice, x: &View, out: &View) -> Result<()> 
     let at = unsafe { starts(&attrs.starts, call.input(1), (axis, attrs.wrap), shape, reach) };
     let (from, to) = (Side::of(x), Side::of(out));
     let strides: Vec<_> =
-        from.strides.iter().zip(&attrs.strides).map(|(a, b)| a.saturating_mul(*b)).collect();
+        x.spec.strides().iter().zip(&attrs.strides).map(|(a, b)| a.saturating_mul(*b)).collect();
+    let strides = signed(strides);
     for (step, place, n) in runs(shape[axis], at[axis], attrs.strides[axis], attrs.lengths[axis]) {
         let mut lengths = attrs.lengths.clone();
         lengths[axis] = n;
         let mut corner = at.clone();
         corner[axis] = place;
-        let first = corner.iter().zip(&from.strides).map(|(a, s)| a * s).sum();
+        let first = corner.iter().zip(x.spec.strides()).map(|(a, s)| a * s).sum();
         let from = Side { strides: strides.clone(), ..from.offset(first, size) };
+        let to = to.offset(step * to.strides[axis] as usize, size);
         // SAFETY: the box lies within x, since its starts were moved, and its part within out.
-        unsafe { copy(size, &lengths, &from, &to.offset(step * to.strides[axis], size)) };
+        unsafe { copy(size, &lengths, &from, &to) };
     }
     Ok(())
 }
@@ -164,8 +224,8 @@ unsafe fn put_slice(call: &Call, attrs: &PutSlice, x: &View, out: &View) -> Resu
         lengths[axis] = n;
         let mut corner = at.clone();
         corner[axis] = place;
-        let first = corner.iter().zip(&to.strides).map(|(a, s)| a * s).sum();
-        let from = from.offset(step * from.strides[axis], size);
+        let first = corner.iter().zip(out.spec.strides()).map(|(a, s)| a * s).sum();
+        let from = from.offset(step * from.strides[axis] as usize, size);
         // SAFETY: the box lies within out, since its starts were moved, and its part within slice.
         unsafe { copy(size, &lengths, &from, &to.offset(first, size)) };
     }
@@ -179,7 +239,7 @@ unsafe fn concatenate(call: &Call, attrs: &Concatenate, out: &View) -> Result<()
     let (size, to) = (out.spec.dtype.size(), Side::of(out));
     let mut at = 0;
     for x in call.inputs.iter().flatten() {
-        let to = to.offset(at * to.strides[axis], size);
+        let to = to.offset(at * to.strides[axis] as usize, size);
         // SAFETY: the caller's promise; the lengths on the axis add up to out's.
         unsafe { copy(size, x.spec.shape(), &Side::of(x), &to) };
         at += x.spec.shape()[axis];
@@ -190,11 +250,11 @@ unsafe fn concatenate(call: &Call, attrs: &Concatenate, out: &View) -> Result<()
 /// A box with the axes of length 1 left out and those that run on in both sides made one.
 struct Region {
     dims: Vec<usize>,
-    from: Vec<usize>,
-    to: Vec<usize>,
+    from: Vec<isize>,
+    to: Vec<isize>,
 }
 
-fn collapse(dims: &[usize], from: &[usize], to: &[usize]) -> Region {
+fn collapse(dims: &[usize], from: &[isize], to: &[isize]) -> Region {
     let mut b = Region { dims: vec![], from: vec![], to: vec![] };
     for i in 0..dims.len() {
         if dims[i] == 1 {
@@ -202,8 +262,8 @@ fn collapse(dims: &[usize], from: &[usize], to: &[usize]) -> Region {
         }
         let last = b.dims.len().wrapping_sub(1);
         if last < b.dims.len()
-            && b.from[last] == from[i].saturating_mul(dims[i])
-            && b.to[last] == to[i].saturating_mul(dims[i])
+            && b.from[last] == from[i].saturating_mul(dims[i] as isize)
+            && b.to[last] == to[i].saturating_mul(dims[i] as isize)
         {
             b.dims[last] *= dims[i];
             (b.from[last], b.to[last]) = (from[i], to[i]);
@@ -271,8 +331,9 @@ unsafe fn copy_box<T: Copy + Sync>(b: &Region, from: *const T, to: *mut T) {
                 dims[0] = share.min(outer - first);
                 // SAFETY: the caller's promise; the parts of the outermost axis are disjoint.
                 unsafe {
-                    let from = from.get().add(first * b.from[0]).cast_const();
-                    copy_part(&dims, &b.from, &b.to, from, to.get().add(first * b.to[0]));
+                    let from = from.get().offset(first as isize * b.from[0]).cast_const();
+                    let to = to.get().offset(first as isize * b.to[0]);
+                    copy_part(&dims, &b.from, &b.to, from, to);
                 }
             });
         }
@@ -291,46 +352,46 @@ const TILE: usize = 16;
 /// As for [`copy`].
 unsafe fn copy_part<T: Copy>(
     dims: &[usize],
-    from_strides: &[usize],
-    to_strides: &[usize],
+    from_strides: &[isize],
+    to_strides: &[isize],
     from: *const T,
     to: *mut T,
 ) {
     let rank = dims.len();
     if rank > 2 {
-        for i in 0..dims[0] {
+        for i in 0..dims[0] as isize {
             // SAFETY: element i of the outermost axis.
             unsafe {
-                let (from, to) = (from.add(i * from_strides[0]), to.add(i * to_strides[0]));
+                let (from, to) = (from.offset(i * from_strides[0]), to.offset(i * to_strides[0]));
                 copy_part(&dims[1..], &from_strides[1..], &to_strides[1..], from, to);
             }
         }
         return;
     }
     let (rows, fr, tr) =
-        if rank == 2 { (dims[0], from_strides[0], to_strides[0]) } else { (1, 0, 0) };
-    let (n, fs, ts) = (dims[rank - 1], from_strides[rank - 1], to_strides[rank - 1]);
+        if rank == 2 { (dims[0] as isize, from_strides[0], to_strides[0]) } else { (1, 0, 0) };
+    let (n, fs, ts) = (dims[rank - 1] as isize, from_strides[rank - 1], to_strides[rank - 1]);
     // SAFETY: rows and columns stay within the box.
     unsafe {
         if fs == 1 && ts == 1 {
             for r in 0..rows {
-                std::ptr::copy_nonoverlapping(from.add(r * fr), to.add(r * tr), n);
+                std::ptr::copy_nonoverlapping(from.offset(r * fr), to.offset(r * tr), n as usize);
             }
-        } else if rows > 1 && fs > 1 {
+        } else if rows > 1 && fs.abs() > 1 {
             for r0 in (0..rows).step_by(TILE) {
                 for j0 in (0..n).step_by(TILE) {
-                    for r in r0..rows.min(r0 + TILE) {
-                        for j in j0..n.min(j0 + TILE) {
-                            to.add(r * tr + j * ts).write(from.add(r * fr + j * fs).read());
+                    for r in r0..rows.min(r0 + TILE as isize) {
+                        for j in j0..n.min(j0 + TILE as isize) {
+                            to.offset(r * tr + j * ts).write(from.offset(r * fr + j * fs).read());
                         }
                     }
                 }
             }
         } else {
             for r in 0..rows {
-                let (from, to) = (from.add(r * fr), to.add(r * tr));
+                let (from, to) = (from.offset(r * fr), to.offset(r * tr));
                 for j in 0..n {
-                    to.add(j * ts).write(from.add(j * fs).read());
+                    to.offset(j * ts).write(from.offset(j * fs).read());
                 }
             }
         }

@@ -11,7 +11,7 @@ const ALONE_NS: f64 = 200_000.0;
 /// The least that is worth giving to one more thread.
 const SHARE_NS: f64 = 100_000.0;
 
-fn available() -> usize {
+pub(super) fn available() -> usize {
     static AVAILABLE: OnceLock<usize> = OnceLock::new();
     *AVAILABLE.get_or_init(|| std::thread::available_parallelism().map_or(1, NonZero::get))
 }

@@ -2,7 +2,9 @@
 //! damaged is as good as none.
 
 use std::env;
+use std::ffi::OsStr;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -49,6 +51,42 @@ impl Cache {
         self.folder.as_deref()
     }
 
+    /// Reads all entries. A folder that is not there yet has none.
+    pub fn survey(&self) -> io::Result<Survey> {
+        let mut survey = Survey::default();
+        let Some(folder) = &self.folder else { return Ok(survey) };
+        let archs = match fs::read_dir(folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(survey),
+            other => other?,
+        };
+        for arch in archs {
+            let arch = arch?;
+            if !arch.file_type()?.is_dir() {
+                continue;
+            }
+            for file in fs::read_dir(arch.path())? {
+                let (path, length) = match file {
+                    // Another process may have replaced it.
+                    Ok(file) => (file.path(), file.metadata().map_or(0, |m| m.len())),
+                    Err(error) => return Err(error),
+                };
+                match path.extension().and_then(OsStr::to_str) {
+                    Some("cubin") => {
+                        survey.entries += 1;
+                        survey.bytes += length;
+                        if read(&path).is_none() {
+                            survey.damaged.push(path);
+                        }
+                    }
+                    Some("tmp") => survey.drafts += 1,
+                    _ => {}
+                }
+            }
+        }
+        survey.damaged.sort();
+        Ok(survey)
+    }
+
     /// The module's cubin for `arch`, from the disk where a sound one lies there, else compiled
     /// and put there. A folder that cannot be written to is no error.
     pub fn cubin(&self, nvrtc: &Nvrtc, module: &Module, arch: &str) -> Result<(Vec<u8>, Origin)> {
@@ -83,6 +121,18 @@ impl Cache {
         let name = module.source.trim_end_matches(".cu").replace(['/', '\\'], "-");
         Ok(Some(folder.join(arch).join(format!("{name}-{:032x}.cubin", key.0))))
     }
+}
+
+/// What lies in a cache.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Survey {
+    pub entries: usize,
+    /// Of the entries, damaged ones too.
+    pub bytes: u64,
+    /// Entries that are as good as none; the next use of each replaces it.
+    pub damaged: Vec<PathBuf>,
+    /// What writers that were interrupted left.
+    pub drafts: usize,
 }
 
 /// The cubin in a file, if it is one and whole.
@@ -198,6 +248,23 @@ mod tests {
         assert_eq!(read(&path), None, "a byte too many");
         write(&path, &cubin);
         assert_eq!(read(&path), Some(cubin));
+    }
+
+    #[test]
+    fn a_survey_counts_entries_damage_and_drafts() {
+        let folder = Folder::new("survey");
+        let cache = Cache::at(&folder.0);
+        assert_eq!(cache.survey().unwrap(), Survey::default());
+        let at = |name: &str| folder.0.join("sm_80").join(name);
+        write(&at("a.cubin"), &[1; 100]);
+        write(&at("b.cubin"), &[2; 50]);
+        fs::write(at("b.cubin"), b"nitrox").unwrap();
+        fs::write(at(".1-0.tmp"), b"half").unwrap();
+        let bytes = (HEAD + 100 + 6) as u64;
+        let survey = Survey { entries: 2, bytes, damaged: vec![at("b.cubin")], drafts: 1 };
+        assert_eq!(cache.survey().unwrap(), survey);
+        assert_eq!(Cache { folder: None }.survey().unwrap(), Survey::default());
+        assert!(Cache::at(at("a.cubin")).survey().is_err());
     }
 
     #[test]

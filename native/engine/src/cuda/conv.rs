@@ -134,7 +134,7 @@ pub unsafe fn launch(cx: &Context, op: &CausalConv1d, call: &Call) -> Result<()>
     });
     let function = cx.function(&plan.module, plan.entry)?;
     // SAFETY: this is the entry's parameter, and the caller vouches for the addresses.
-    unsafe { cx.launch(&function, plan.grid, &mut args) }
+    unsafe { cx.launch(&function, plan.grid.early(true), &mut args) }
 }
 
 pub fn all_modules() -> Vec<Module> {

@@ -1,6 +1,8 @@
-//! `dense`: x · w with bias, activation and residual in one launch, by the row or by the tile.
+//! `dense`: x · w with bias, activation and residual in one launch of ours, by the row or by the
+//! tile; [`super::linear`] decides between those and cuBLASLt.
 
 use super::launch::{Args, Context, Grid};
+use super::linear::{self, Linear};
 use super::modules::Module;
 use super::norm::{Prologue, explain_prologue};
 use super::props::Props;
@@ -60,19 +62,21 @@ pub(super) struct Operands {
     pub residual: u64,
     pub y: u64,
     pub norm: Prologue,
+    /// Whether w and up are, and the norm's parameters.
+    pub constant: bool,
 }
 
 /// As in `dense/epilogue.cuh`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
-struct Epilogue {
-    bias: u64,
-    residual: u64,
-    y: u64,
-    columns: i32,
-    activation: i32,
-    y_f32: i32,
-    padding: i32,
+pub(super) struct Epilogue {
+    pub bias: u64,
+    pub residual: u64,
+    pub y: u64,
+    pub columns: i32,
+    pub activation: i32,
+    pub y_f32: i32,
+    pub padding: i32,
 }
 
 /// A tiled entry: its tile, its threads, and the tiles it keeps in flight.
@@ -225,40 +229,65 @@ pub(super) unsafe fn launch_product(
         None => args.i64(p.rows as i64).i32(p.inner as i32),
     };
     let function = cx.function(&plan.module, plan.entry)?;
+    // The vector kernels ask for their first weights before x is there.
+    let grid = plan.grid.early(at.constant && plan.lanes.is_some());
     // SAFETY: these are the entry's parameters, and the caller vouches for the addresses.
-    unsafe { cx.launch(&function, plan.grid, &mut args) }
+    unsafe { cx.launch(&function, grid, &mut args) }
 }
 
-fn product(op: &Dense, inputs: &[Option<&Spec>]) -> Result<Product> {
+fn linear(op: &Dense, inputs: &[Option<&Spec>]) -> Result<Linear> {
     let [Some(x), Some(w), ..] = inputs else {
         return Err(Error::Internal("dense without its inputs".into()));
     };
     let (rows, inner, columns) = (x.rows(), x.last(), w.last());
     let norm = op.norm.is_some();
-    Ok(Product { rows, inner, columns, dtype: x.dtype, to_f32: false, gated: false, norm })
+    let given = |i: usize| inputs.get(i).is_some_and(Option::is_some);
+    Ok(Linear {
+        product: Product {
+            rows,
+            inner,
+            columns,
+            dtype: x.dtype,
+            to_f32: false,
+            gated: false,
+            norm,
+        },
+        bias: given(2),
+        residual: given(3),
+        activation: op.activation,
+    })
 }
 
 /// Whether one launch does the norm of x as well.
 pub fn fuses(props: &Props, op: &Dense, inputs: &[Option<&Spec>]) -> bool {
-    product(op, inputs).is_ok_and(|p| p.rows > 0 && p.columns > 0 && plan(props, &p).is_ok())
+    linear(op, inputs).is_ok_and(|Linear { product: p, .. }| {
+        p.rows > 0 && p.columns > 0 && plan(props, &p).is_ok()
+    })
 }
 
 pub fn explain(props: &Props, op: &Dense, inputs: &[Option<&Spec>]) -> Result<Explanation> {
-    let p = product(op, inputs)?;
-    let (variant, mut why) = explain_product(props, &p)?;
+    let (variant, mut why, launches) = linear(op, inputs)?.explain(props)?;
     why.push_str(explain_prologue(op.norm));
-    Ok(Explanation { variant, why, launches: usize::from(p.rows > 0 && p.columns > 0) })
+    Ok(Explanation { variant, why, launches })
 }
 
 pub fn modules(props: &Props, op: &Dense, inputs: &[Option<&Spec>]) -> Result<Vec<Module>> {
-    Ok(vec![product_module(props, &product(op, inputs)?)?])
+    linear(op, inputs)?.modules(props)
+}
+
+pub fn is_warm(props: &Props, op: &Dense, inputs: &[Option<&Spec>]) -> Result<bool> {
+    Ok(linear(op, inputs)?.is_warm(props))
+}
+
+pub fn workspace(props: &Props, op: &Dense, inputs: &[Option<&Spec>]) -> Result<usize> {
+    Ok(linear(op, inputs)?.workspace(props))
 }
 
 /// # Safety
 /// As for [`crate::Device::execute`].
 pub unsafe fn launch(cx: &Context, op: &Dense, call: &Call) -> Result<()> {
-    let specs = [call.input(0).map(|v| v.spec), call.input(1).map(|v| v.spec)];
-    let p = product(op, &specs)?;
+    let specs: Vec<_> = call.inputs.iter().map(|v| v.as_ref().map(|v| v.spec)).collect();
+    let linear = linear(op, &specs)?;
     let addr = |i| call.input(i).map_or(0, |v| v.addr);
     let y = call.outputs.first().map_or(0, |v| v.addr);
     let at = Operands {
@@ -269,9 +298,11 @@ pub unsafe fn launch(cx: &Context, op: &Dense, call: &Call) -> Result<()> {
         residual: addr(3),
         y,
         norm: Prologue::of(call),
+        constant: call.constant([1, 4, 5]),
     };
-    // SAFETY: the caller vouches for the call's views, which `infer` has passed.
-    unsafe { launch_product(cx, &p, op.activation, at) }
+    // SAFETY: the caller vouches for the call's views, which `infer` has passed, and for the
+    // workspace.
+    unsafe { linear.launch(cx, at, call.workspace) }
 }
 
 /// Those without a norm.
@@ -287,5 +318,5 @@ pub(super) fn plain_modules() -> Vec<Module> {
 pub fn all_modules() -> Vec<Module> {
     let normed =
         [DType::F32, DType::BF16, DType::F16].map(|t| Module::of(VECTOR, t).define("NORM", 1));
-    [plain_modules(), normed.to_vec()].concat()
+    [plain_modules(), normed.to_vec(), linear::all_modules()].concat()
 }

@@ -11,7 +11,7 @@ use std::sync::{Mutex, OnceLock};
 
 use cudarc::driver::sys::{
     CUcontext, CUdevice, CUdeviceptr, CUevent, CUfunction, CUgraph, CUgraphExec, CUgraphNode,
-    CUmodule, CUstream,
+    CUlaunchConfig, CUmodule, CUstream,
 };
 
 use crate::device::Id;
@@ -58,6 +58,7 @@ api! {
     cuDeviceGet = "cuDeviceGet"(*mut CUdevice, c_int);
     cuDeviceGetName = "cuDeviceGetName"(*mut c_char, c_int, CUdevice);
     cuDeviceGetAttribute = "cuDeviceGetAttribute"(*mut c_int, c_uint, CUdevice);
+    cuDeviceGetPCIBusId = "cuDeviceGetPCIBusId"(*mut c_char, c_int, CUdevice);
     cuDeviceTotalMem = "cuDeviceTotalMem_v2"(*mut usize, CUdevice);
     cuDevicePrimaryCtxRetain = "cuDevicePrimaryCtxRetain"(*mut CUcontext, CUdevice);
     cuDevicePrimaryCtxRelease = "cuDevicePrimaryCtxRelease_v2"(CUdevice);
@@ -66,6 +67,7 @@ api! {
     cuMemAlloc = "cuMemAlloc_v2"(*mut CUdeviceptr, usize);
     cuMemFree = "cuMemFree_v2"(CUdeviceptr);
     cuMemGetInfo = "cuMemGetInfo_v2"(*mut usize, *mut usize);
+    cuPointerGetAttribute = "cuPointerGetAttribute"(*mut c_void, c_uint, CUdeviceptr);
     cuMemHostAlloc = "cuMemHostAlloc"(*mut *mut c_void, usize, c_uint);
     cuMemHostGetDevicePointer =
         "cuMemHostGetDevicePointer_v2"(*mut CUdeviceptr, *mut c_void, c_uint);
@@ -94,12 +96,10 @@ api! {
     cuFuncSetAttribute = "cuFuncSetAttribute"(CUfunction, c_uint, c_int);
     cuOccupancyMaxActiveBlocksPerMultiprocessor =
         "cuOccupancyMaxActiveBlocksPerMultiprocessor"(*mut c_int, CUfunction, c_int, usize);
-    cuLaunchKernel = "cuLaunchKernel"(
-        CUfunction, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, CUstream,
-        *mut *mut c_void, *mut *mut c_void);
-    cuLaunchCooperativeKernel = "cuLaunchCooperativeKernel"(
-        CUfunction, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, CUstream,
-        *mut *mut c_void);
+    cuOccupancyMaxActiveClusters = "cuOccupancyMaxActiveClusters"(
+        *mut c_int, CUfunction, *const CUlaunchConfig);
+    cuLaunchKernelEx = "cuLaunchKernelEx"(
+        *const CUlaunchConfig, CUfunction, *mut *mut c_void, *mut *mut c_void);
     cuGraphInstantiate = "cuGraphInstantiateWithFlags"(*mut CUgraphExec, CUgraph, c_ulonglong);
     cuGraphUpload = "cuGraphUpload"(CUgraphExec, CUstream);
     cuGraphLaunch = "cuGraphLaunch"(CUgraphExec, CUstream);

@@ -4,6 +4,10 @@ use std::ffi::{c_int, c_void};
 use std::mem::MaybeUninit;
 use std::ptr;
 
+use cudarc::driver::sys::{
+    CUlaunchAttribute, CUlaunchAttributeID, CUlaunchAttributeValue, CUlaunchConfig, CUstream,
+};
+
 use super::Cuda;
 use super::driver::cu;
 use super::modules::{Function, Module};
@@ -27,6 +31,10 @@ pub struct Grid {
     pub shared: u32,
     /// All blocks run at once and may wait for each other.
     pub cooperative: bool,
+    /// Blocks of a cluster, along x; they see each other's shared memory. 1 is none.
+    pub cluster: u32,
+    /// The kernel may begin before those queued ahead of it have ended: see `early`.
+    pub early: bool,
 }
 
 impl Grid {
@@ -45,7 +53,8 @@ impl Grid {
             )));
         }
         let blocks = blocks.map(|n| n as u32);
-        Ok(Grid { blocks, threads: [threads, 1, 1], shared: 0, cooperative: false })
+        let threads = [threads, 1, 1];
+        Ok(Grid { blocks, threads, shared: 0, cooperative: false, cluster: 1, early: false })
     }
 
     pub fn shared(self, bytes: u32) -> Self {
@@ -54,6 +63,62 @@ impl Grid {
 
     pub fn cooperative(self) -> Self {
         Grid { cooperative: true, ..self }
+    }
+
+    /// Up to 16 blocks; the grid must be whole clusters, and the GPU Hopper or later.
+    pub fn clusters(self, blocks: u32) -> Self {
+        Grid { cluster: blocks, ..self }
+    }
+
+    /// For a kernel that waits for what is ahead of it by itself (`common/early.cuh`), where all
+    /// that it touches before are parameters of a program: nothing queued ahead writes these.
+    pub fn early(self, early: bool) -> Self {
+        Grid { early, ..self }
+    }
+
+    /// As the driver wants it. The attributes must outlive the result.
+    fn config(
+        &self,
+        stream: CUstream,
+        attributes: &mut [MaybeUninit<CUlaunchAttribute>; 3],
+        props: &Props,
+    ) -> CUlaunchConfig {
+        use CUlaunchAttributeID::*;
+        let mut count = 0;
+        let mut set = |id, value| {
+            // Zeros are a value of all of its kinds.
+            let attribute = CUlaunchAttribute { id, pad: [0; 4], value };
+            attributes[count].write(attribute);
+            count += 1;
+        };
+        if self.cooperative {
+            let value = CUlaunchAttributeValue { cooperative: 1 };
+            set(CU_LAUNCH_ATTRIBUTE_COOPERATIVE, value);
+        }
+        if self.cluster > 1 {
+            let mut value = CUlaunchAttributeValue { pad: [0; 64] };
+            value.clusterDim.x = self.cluster;
+            value.clusterDim.y = 1;
+            value.clusterDim.z = 1;
+            set(CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION, value);
+        }
+        if self.early && props.major >= 9 {
+            let value = CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 };
+            set(CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, value);
+        }
+        let ([bx, by, bz], [tx, ty, tz]) = (self.blocks, self.threads);
+        CUlaunchConfig {
+            gridDimX: bx,
+            gridDimY: by,
+            gridDimZ: bz,
+            blockDimX: tx,
+            blockDimY: ty,
+            blockDimZ: tz,
+            sharedMemBytes: self.shared,
+            hStream: stream,
+            attrs: attributes.as_mut_ptr().cast(),
+            numAttrs: count as u32,
+        }
     }
 }
 
@@ -124,6 +189,10 @@ impl<'a> Context<'a> {
         self.cuda.props()
     }
 
+    pub fn ordinal(&self) -> u32 {
+        self.cuda.ordinal()
+    }
+
     pub fn stream(&self) -> &'a Stream {
         self.stream
     }
@@ -153,6 +222,21 @@ impl<'a> Context<'a> {
         Ok(blocks.max(0) as u32)
     }
 
+    /// How many clusters of a grid run at once; 0 where not even one fits.
+    pub fn clusters_at_once(&self, f: &Function, grid: Grid) -> Result<u32> {
+        f.allow_shared(&self.cuda.driver, self.props(), grid.shared)?;
+        f.allow_cluster(&self.cuda.driver, grid.cluster)?;
+        let mut attributes = [MaybeUninit::uninit(); 3];
+        let config = grid.config(self.stream.raw(), &mut attributes, self.props());
+        let mut clusters = 0;
+        // SAFETY: the function is of a module that stays loaded while the device is open, and the
+        // configuration's attributes live until the call returns.
+        unsafe {
+            cu!(self.cuda.driver, cuOccupancyMaxActiveClusters(&mut clusters, f.raw(), &config))
+        }?;
+        Ok(clusters.max(0) as u32)
+    }
+
     /// Queues a kernel.
     ///
     /// # Safety
@@ -163,37 +247,14 @@ impl<'a> Context<'a> {
             return Ok(());
         }
         f.allow_shared(&self.cuda.driver, self.props(), grid.shared)?;
-        let ([bx, by, bz], [tx, ty, tz]) = (grid.blocks, grid.threads);
-        let (stream, shared) = (self.stream.raw(), grid.shared);
+        f.allow_cluster(&self.cuda.driver, grid.cluster)?;
+        let mut attributes = [MaybeUninit::uninit(); 3];
+        let config = grid.config(self.stream.raw(), &mut attributes, self.props());
         let mut pointers = args.pointers();
-        let pointers = pointers.as_mut_ptr();
-        let driver = &self.cuda.driver;
-        // SAFETY: the caller's promise; the parameters are copied before the call returns.
-        unsafe {
-            if grid.cooperative {
-                cu!(
-                    driver,
-                    cuLaunchCooperativeKernel(
-                        f.raw(),
-                        bx,
-                        by,
-                        bz,
-                        tx,
-                        ty,
-                        tz,
-                        shared,
-                        stream,
-                        pointers
-                    )
-                )
-            } else {
-                let none = ptr::null_mut();
-                cu!(
-                    driver,
-                    cuLaunchKernel(f.raw(), bx, by, bz, tx, ty, tz, shared, stream, pointers, none)
-                )
-            }
-        }
+        let (pointers, none) = (pointers.as_mut_ptr(), ptr::null_mut());
+        // SAFETY: the caller's promise; the configuration and the parameters are copied before the
+        // call returns.
+        unsafe { cu!(self.cuda.driver, cuLaunchKernelEx(&config, f.raw(), pointers, none)) }
     }
 
     /// Queues the zeroing of device memory.

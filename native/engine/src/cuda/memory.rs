@@ -1,5 +1,6 @@
 //! Memory of the device for its pool, and pinned memory of the host.
 
+use std::ffi::c_void;
 use std::fmt;
 use std::ptr;
 use std::sync::{Arc, Mutex};
@@ -8,6 +9,7 @@ use cudarc::driver::sys::{CU_MEMHOSTALLOC_DEVICEMAP, CU_MEMHOSTALLOC_PORTABLE};
 
 use super::driver::{Dead, Driver, code, cu};
 use super::stream::{Event, Stream};
+use crate::device::Id;
 use crate::error::{Error, Result};
 use crate::pool::{Source, lock};
 
@@ -162,6 +164,41 @@ impl Staging {
         }
         Ok(None)
     }
+}
+
+/// The start and bytes of the allocation that `addr` lies in, whoever made it.
+pub(super) fn allocation(driver: &Driver, op: &'static str, addr: u64) -> Result<(u64, usize)> {
+    // CUpointer_attribute and CUmemorytype of the driver's header.
+    const MEMORY_TYPE: u32 = 2;
+    const DEVICE_ORDINAL: u32 = 9;
+    const RANGE_START_ADDR: u32 = 11;
+    const RANGE_SIZE: u32 = 12;
+    const MEMORYTYPE_DEVICE: u32 = 2;
+
+    let api = driver.enter()?;
+    let (mut kind, mut ordinal, mut start, mut bytes) = (0_u32, 0_i32, 0_u64, 0_usize);
+    let asked: [(u32, *mut c_void); 4] = [
+        (MEMORY_TYPE, ptr::from_mut(&mut kind).cast()),
+        (DEVICE_ORDINAL, ptr::from_mut(&mut ordinal).cast()),
+        (RANGE_START_ADDR, ptr::from_mut(&mut start).cast()),
+        (RANGE_SIZE, ptr::from_mut(&mut bytes).cast()),
+    ];
+    for (attribute, value) in asked {
+        // SAFETY: each value is of its attribute's type and ours to write. An address that the
+        // driver does not know is a code, and no mistake of the context's.
+        let result = unsafe { (api.cuPointerGetAttribute)(value, attribute, addr) };
+        if result != code::SUCCESS {
+            return Err(Error::argument(
+                op,
+                format!("{addr:#x} is no memory that the driver knows"),
+            ));
+        }
+    }
+    if kind != MEMORYTYPE_DEVICE || u32::try_from(ordinal) != Ok(driver.ordinal()) {
+        let id = Id::Cuda(driver.ordinal());
+        return Err(Error::argument(op, format!("{addr:#x} is no memory of {id}")));
+    }
+    Ok((start, bytes))
 }
 
 /// Free and total bytes of the device's memory, over all processes.

@@ -2,20 +2,34 @@
 //! the same and is told what was looked for.
 
 mod attention;
+mod blas;
+mod block;
 pub mod cache;
+mod cluster;
 mod conv;
+mod convolution;
 mod dense;
 mod dispatch;
+mod dot;
 mod driver;
 mod elementwise;
 mod embedding;
-pub mod graph;
+pub mod gate;
+mod gemm;
+mod graph;
+mod grid;
+mod index;
 pub mod launch;
+mod linear;
 pub mod memory;
 mod mlp;
 pub mod modules;
 mod norm;
+pub mod nvml;
 pub mod nvrtc;
+mod order;
+mod pad;
+mod pooling;
 mod probe;
 pub mod props;
 mod recurrent;
@@ -28,6 +42,7 @@ mod search;
 mod shape;
 pub mod sources;
 pub mod stream;
+pub mod survey;
 mod walk;
 pub mod warmup;
 mod window;
@@ -51,6 +66,7 @@ use crate::error::{Error, Result};
 use crate::op::Op;
 use crate::pool::{self, Pool};
 use crate::spec::Spec;
+use crate::tensor::Scalars;
 use driver::{Driver, code};
 use modules::Modules;
 
@@ -65,6 +81,7 @@ pub struct Cuda {
     pool: Arc<Pool>,
     modules: Modules,
     staging: memory::Staging,
+    scalars: Scalars,
     main: Stream,
 }
 
@@ -103,14 +120,34 @@ impl Cuda {
         }
         let source = Box::new(memory::Segments(Arc::clone(&driver)));
         let options = pool::Options { limit: memory_limit, segment: SEGMENT };
-        Ok(Arc::new(Cuda {
+        let mut cuda = Cuda {
             modules: Modules::new(&driver, &props, version),
             staging: memory::Staging::new(&driver)?,
+            scalars: Scalars::default(),
             main: Stream::new(&driver)?,
             pool: Pool::new(id.to_string(), source, options),
             props,
             driver,
-        }))
+        };
+        cuda.props.clusters = cuda.clusters();
+        Ok(Arc::new(cuda))
+    }
+
+    /// As [`Props::clusters`]. Without a compiler there are none, nor anything else to run.
+    /// `NITROX_CLUSTERS=0` says that there are none, to try what other GPUs run.
+    fn clusters(&self) -> u32 {
+        const FIRST: u32 = 9;
+        const BLOCKS: u32 = 16;
+        if self.props.major < FIRST || std::env::var("NITROX_CLUSTERS").as_deref() == Ok("0") {
+            return 0;
+        }
+        let context = self.context(&self.main);
+        let count = || {
+            let function = context.function(&runner::module(), "done")?;
+            let grid = Grid::new(BLOCKS as usize, 256)?.shared(self.props.shared_optin);
+            context.clusters_at_once(&function, grid.clusters(BLOCKS))
+        };
+        count().unwrap_or(0)
     }
 
     pub fn ordinal(&self) -> u32 {
@@ -123,6 +160,10 @@ impl Cuda {
 
     pub fn pool(&self) -> &Arc<Pool> {
         &self.pool
+    }
+
+    pub(crate) fn scalars(&self) -> &Scalars {
+        &self.scalars
     }
 
     /// Whether an earlier error lost the context.
@@ -143,6 +184,12 @@ impl Cuda {
     /// Free and total bytes of the GPU's memory, over all processes.
     pub fn memory_info(&self) -> Result<(usize, usize)> {
         memory::info(&self.driver)
+    }
+
+    /// Where the allocation that `addr` lies in starts, and its bytes; refused where it is no memory
+    /// of this device.
+    pub fn allocation(&self, op: &'static str, addr: u64) -> Result<(u64, usize)> {
+        memory::allocation(&self.driver, op, addr)
     }
 
     /// The stream of eager work and copies. Blocks of the pool are handed out in its order.
@@ -222,8 +269,11 @@ impl Cuda {
 
     /// Heavy while there is something to compile or load.
     pub fn weight(&self, op: &Op, inputs: &[Option<&Spec>]) -> Result<Weight> {
-        let modules = dispatch::modules(&self.props, op, inputs)?;
-        let ready = modules.iter().all(|m| self.modules.is_loaded(m));
+        // First, since to ask for the modules may open the library of matrix products.
+        let ready = dispatch::is_warm(&self.props, op, inputs)?
+            && dispatch::modules(&self.props, op, inputs)?
+                .iter()
+                .all(|m| self.modules.is_loaded(m));
         Ok(if ready { Weight::Light } else { Weight::Heavy })
     }
 

@@ -6,6 +6,7 @@ use std::fmt;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Instant;
 
 use cudarc::driver::sys::{CUfunction, CUfunction_attribute, CUmodule, CUstreamCaptureMode};
 use once_cell::sync::OnceCell;
@@ -15,7 +16,9 @@ use super::driver::{Dead, Driver, code, cu};
 use super::nvrtc::Nvrtc;
 use super::props::Props;
 use super::sources;
+use crate::device::Id;
 use crate::error::{Error, Result};
+use crate::events::{self, Event};
 use crate::spec::DType;
 
 /// A source file with the definitions it is compiled under.
@@ -26,11 +29,13 @@ pub struct Module {
     pub defines: Vec<(&'static str, String)>,
     /// The text itself, where it is not one of ours.
     text: Option<Arc<str>>,
+    /// The least major compute capability that has its instructions.
+    least: u32,
 }
 
 impl Module {
     pub fn new(source: &'static str) -> Self {
-        Module { source, defines: Vec::new(), text: None }
+        Module { source, defines: Vec::new(), text: None, least: 8 }
     }
 
     /// A kernel that is not embedded; it may include our headers. `name` is for messages.
@@ -46,6 +51,17 @@ impl Module {
     pub fn define(mut self, name: &'static str, value: impl fmt::Display) -> Self {
         self.defines.push((name, value.to_string()));
         self
+    }
+
+    /// For GPUs of this major compute capability and up.
+    pub fn since(self, least: u32) -> Self {
+        Module { least, ..self }
+    }
+
+    /// Whether it compiles for an architecture such as `sm_86`.
+    pub fn runs_on(&self, arch: &str) -> bool {
+        let number = arch.trim_start_matches("sm_").trim_end_matches(|c: char| !c.is_numeric());
+        number.parse::<u32>().is_ok_and(|n| n / 10 >= self.least)
     }
 
     pub(super) fn text(&self) -> Result<&str> {
@@ -74,6 +90,8 @@ struct Entry {
     registers: u32,
     /// Whether it may have more than 48 KB of dynamic shared memory.
     opted_in: AtomicBool,
+    /// Whether it may have clusters of more than eight blocks.
+    wide: AtomicBool,
 }
 
 // SAFETY: the driver's functions may be used from any thread.
@@ -118,6 +136,20 @@ impl Function {
         // SAFETY: the function is of a module that stays loaded while the device is open.
         unsafe { cu!(driver, cuFuncSetAttribute(self.0.raw, MAX_DYNAMIC_SHARED, most as c_int)) }?;
         self.0.opted_in.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Opts in to clusters that not every GPU with clusters has, once, where `blocks` ask for it.
+    pub(super) fn allow_cluster(&self, driver: &Driver, blocks: u32) -> Result<()> {
+        const PORTABLE: u32 = 8;
+        const NON_PORTABLE_SIZE: u32 =
+            CUfunction_attribute::CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED as u32;
+        if blocks <= PORTABLE || self.0.wide.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        // SAFETY: the function is of a module that stays loaded while the device is open.
+        unsafe { cu!(driver, cuFuncSetAttribute(self.0.raw, NON_PORTABLE_SIZE, 1)) }?;
+        self.0.wide.store(true, Ordering::Relaxed);
         Ok(())
     }
 }
@@ -213,20 +245,29 @@ impl Modules {
         // Nothing is compiled for a device that is lost.
         self.driver.enter()?;
         let nvrtc = self.nvrtc()?;
-        let (cubin, origin) = self.cache.cubin(nvrtc, module, &self.arch)?;
+        let began = Instant::now();
+        let (cubin, mut origin) = self.cache.cubin(nvrtc, module, &self.arch)?;
         let loaded = match self.load_cubin(&cubin) {
             // Sound by its hash and yet no module to this driver: built anew.
             Err(LoadError::Refused(_)) if origin == Origin::Disk => {
+                origin = Origin::Compiler;
                 self.load_cubin(&self.cache.rebuild(nvrtc, module, &self.arch)?)
             }
             other => other,
         };
-        loaded.map_err(|error| match error {
+        let loaded = loaded.map_err(|error| match error {
             LoadError::Refused(message) => {
                 Error::Driver { call: "cuModuleLoadData", message: format!("{module}: {message}") }
             }
             LoadError::Other(error) => error,
-        })
+        })?;
+        events::tell(|| Event::Kernel {
+            module: module.to_string(),
+            device: Id::Cuda(self.driver.ordinal()),
+            origin,
+            took: began.elapsed(),
+        });
+        Ok(loaded)
     }
 
     fn load_cubin(&self, cubin: &[u8]) -> Result<Loaded, LoadError> {
@@ -275,8 +316,9 @@ impl Loaded {
         };
         // Asking also makes a driver that loads lazily do so now, and not at the first launch.
         let (shared, registers) = (attribute(SHARED)?, attribute(REGISTERS)?);
-        let opted_in = AtomicBool::new(false);
-        Ok(Function(Arc::new(Entry { raw, name, shared, registers, opted_in })))
+        let (opted_in, wide) = (AtomicBool::new(false), AtomicBool::new(false));
+        let entry = Entry { raw, name, shared, registers, opted_in, wide };
+        Ok(Function(Arc::new(entry)))
     }
 }
 
@@ -293,13 +335,13 @@ impl fmt::Debug for Modules {
 }
 
 /// While it lives, this thread may do what a capture of its own forbids.
-struct Relaxed<'a> {
+pub(super) struct Relaxed<'a> {
     driver: &'a Driver,
     before: u32,
 }
 
 impl<'a> Relaxed<'a> {
-    fn enter(driver: &'a Driver) -> Result<Self> {
+    pub(super) fn enter(driver: &'a Driver) -> Result<Self> {
         const RELAXED: u32 = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED as u32;
         let mut mode = RELAXED;
         // SAFETY: `mode` is ours; the driver puts the mode that was into it.
@@ -325,5 +367,13 @@ mod tests {
         let module = Module::of("norm/norm.cu", DType::BF16).define("RMS", 1);
         assert_eq!(module.to_string(), "norm/norm.cu -DT=bf16 -DRMS=1");
         assert_eq!(module, Module::new("norm/norm.cu").define("T", "bf16").define("RMS", "1"));
+    }
+
+    #[test]
+    fn a_module_names_the_chips_it_is_for() {
+        let module = Module::new("norm/norm.cu");
+        assert!(module.runs_on("sm_80") && module.runs_on("sm_120a"));
+        let module = module.since(9);
+        assert!(!module.runs_on("sm_89") && module.runs_on("sm_90a") && module.runs_on("sm_120a"));
     }
 }

@@ -1,7 +1,6 @@
 //! NVRTC, the compiler: found and opened at run time, by a loader of our own, since we need its
 //! cubins and a place to look that no linker path names.
 
-use std::error::Error as _;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::fmt;
 use std::ptr;
@@ -46,17 +45,24 @@ impl Nvrtc {
     /// version. The error names each place and why what lay there would not do.
     pub fn find(driver: Option<(u32, u32)>, arch: &str) -> Result<Arc<Self>> {
         let mut refused = Vec::new();
-        for place in search::places() {
+        for place in search::NVRTC.places() {
             match Nvrtc::open(&place).and_then(|n| n.suits(driver, arch).map(|()| n)) {
                 Ok(nvrtc) => return Ok(Arc::new(nvrtc)),
                 Err(why) => refused.push(format!("{place} ({why})")),
             }
         }
-        refused.push(search::summary());
+        refused.push(search::NVRTC.summary());
         Err(Error::Unavailable {
             device: "CUDA's compiler NVRTC".into(),
             message: format!("looked for libnvrtc: {}", refused.join("; ")),
         })
+    }
+
+    /// What [`Nvrtc::find`] meets on its way, for those who want to know why it finds none, or that
+    /// one. It opens what it meets.
+    pub fn survey(driver: Option<(u32, u32)>, arch: &str) -> search::Survey {
+        let version = |n: Nvrtc| n.suits(driver, arch).map(|()| n.version);
+        search::NVRTC.survey(|place| Nvrtc::open(place).and_then(version))
     }
 
     fn open(place: &Place) -> Result<Self, String> {
@@ -70,7 +76,8 @@ impl Nvrtc {
             }
         }
         // SAFETY: opening NVRTC runs its initialisers and nothing else.
-        let library = unsafe { Library::new(place.as_os_str()) }.map_err(|e| why(place, &e))?;
+        let library =
+            unsafe { Library::new(place.as_os_str()) }.map_err(|e| search::why(place, &e))?;
         // Kept open also where it will not do: NVRTC does not expect to be unloaded.
         let library: &'static Library = Box::leak(Box::new(library));
         macro_rules! symbol {
@@ -213,12 +220,6 @@ pub(super) fn options(module: &Module, arch: &str) -> Vec<String> {
         module.defines.iter().map(|(name, value)| format!("--define-macro={name}={value}")),
     );
     options
-}
-
-/// What the system's loader says, without the name that the message begins with already.
-fn why(place: &Place, error: &libloading::Error) -> String {
-    let text = error.source().map_or_else(|| error.to_string(), |s| s.to_string());
-    text.strip_prefix(&format!("{place}: ")).unwrap_or(&text).to_owned()
 }
 
 fn c_string(text: &str) -> Result<CString> {

@@ -1,9 +1,11 @@
 //! What a variant is chosen by.
 
 use std::ffi::{CStr, c_char, c_int};
+use std::sync::Arc;
 
 use cudarc::driver::sys::CUdevice_attribute as Attribute;
 
+use super::blas::Blas;
 use super::driver::Driver;
 use crate::error::Result;
 
@@ -26,6 +28,11 @@ pub struct Props {
     pub memory: usize,
     /// Whether the blocks of a grid can wait for each other.
     pub cooperative: bool,
+    /// The library of matrix products, where it is there.
+    pub(super) blas: Blas,
+    /// How many clusters of 16 blocks, each of which has a multiprocessor's shared memory to
+    /// itself, run at once; 0 where there are no such clusters.
+    pub clusters: u32,
 }
 
 impl Props {
@@ -35,7 +42,7 @@ impl Props {
         arch(self.major, self.minor)
     }
 
-    pub(super) fn read(driver: &Driver) -> Result<Self> {
+    pub(super) fn read(driver: &Arc<Driver>) -> Result<Self> {
         let attribute = |which: Attribute| attribute(driver, which as u32);
         let mut name = [0 as c_char; 256];
         let api = driver.enter()?;
@@ -69,6 +76,9 @@ impl Props {
             l2: attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)? as usize,
             memory,
             cooperative: attribute(Attribute::CU_DEVICE_ATTRIBUTE_COOPERATIVE_LAUNCH)? != 0,
+            blas: Blas::new(driver),
+            // Asked of a kernel, which is not there yet.
+            clusters: 0,
         })
     }
 }

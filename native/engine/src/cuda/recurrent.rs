@@ -1,7 +1,10 @@
 //! `lstm` and `gru`: a step in one launch, a window in a projection and one launch for all steps.
 
-use super::dense::{self, Operands, Product};
+use super::cluster::{self, Cluster};
+use super::dense::{Operands, Product};
+use super::grid::{self, Parts};
 use super::launch::{Args, Context, Grid};
+use super::linear::Linear;
 use super::modules::Module;
 use super::norm::{Prologue, explain_prologue};
 use super::props::Props;
@@ -13,10 +16,15 @@ use crate::op::{Activation, FusedNorm, Op};
 use crate::spec::{DType, Spec};
 
 const STEP: &str = "recurrent/step.cu";
+const STEP_CLUSTER: &str = "recurrent/step_cluster.cu";
 const STEP_THREADS: u32 = 256;
 /// Rows that a block of the step kernel takes at a time.
 const STEP_ROWS: usize = 8;
 const STEP_BLOCKS: usize = 64;
+/// Hidden units of a cluster of the step kernel, and the least of the reduction that is worth a
+/// block of it.
+const STEP_UNITS: usize = 32;
+const STEP_LEAST: usize = 32;
 /// Values of x and h that a block of the step kernel holds at a time.
 const STEP_SPAN: usize = 4096;
 /// Below so many steps a launch for each is quicker than a projection and what it takes to set a
@@ -101,6 +109,12 @@ impl Layer {
         }
     }
 
+    /// The projection with its bias.
+    fn linear(&self, bias: bool) -> Linear {
+        let (product, activation) = (self.projection(), Activation::None);
+        Linear { product, bias, residual: false, activation }
+    }
+
     /// Bytes of [`Layer::projection`].
     pub fn projection_bytes(&self) -> usize {
         let elements = self.batch.saturating_mul(self.steps).saturating_mul(self.hidden);
@@ -109,11 +123,6 @@ impl Layer {
 
     fn module(&self, source: &'static str) -> Module {
         Module::of(source, self.dtype).define("GATES", self.gates)
-    }
-
-    fn step_module(&self) -> Module {
-        let module = self.module(STEP);
-        if self.norm.is_some() { module.define("NORM", 1) } else { module }
     }
 
     /// Whether a block of the step kernel holds all of x, of all rows.
@@ -136,9 +145,64 @@ impl Layer {
     }
 }
 
+/// Which of the step kernels, and how it is shared out.
+struct StepForm {
+    module: Module,
+    entry: &'static str,
+    blocks: [usize; 3],
+    /// Blocks that share a reduction.
+    cluster: usize,
+    /// Threads along the units of a gate.
+    lanes: usize,
+}
+
+impl StepForm {
+    /// `early`: for a launch that may begin before the one ahead has ended, which clusters do not.
+    fn of(props: &Props, layer: &Layer, early: bool) -> Self {
+        let Layer { batch, input, hidden, .. } = *layer;
+        let module = |source| {
+            let module = layer.module(source);
+            if layer.norm.is_some() { module.define("NORM", 1) } else { module }
+        };
+        let pack = 16 / layer.dtype.size();
+        let whole = hidden.is_multiple_of(pack);
+        let groups = hidden.div_ceil(STEP_UNITS);
+        // Blocks for every multiprocessor, each with a share worth a block of threads.
+        let cluster = |&blocks: &usize| {
+            groups * blocks <= props.sms as usize && (input + hidden) / blocks >= STEP_LEAST
+        };
+        let cluster = [8, 4, 2].into_iter().find(cluster);
+        let clusters = props.clusters > 0 && whole && !early && layer.norm.is_none();
+        if let (true, 1, Some(cluster)) = (clusters, batch, cluster)
+            && input + hidden <= STEP_SPAN
+        {
+            let (module, entry) = (layer.module(STEP_CLUSTER).since(9), "step_cluster");
+            return StepForm { module, entry, blocks: [groups * cluster, 1, 1], cluster, lanes: 0 };
+        }
+        // Two lanes read whole 32-byte sectors of a gate's row; one leaves more blocks, which on
+        // few units is quicker (measured: 4.5 against 5.0 µs for f32 at 256, 7.7 against 7.0 at
+        // 512).
+        let (width, lanes) = match whole {
+            true if hidden.div_ceil(2 * pack) >= STEP_BLOCKS => (pack, 2),
+            true => (pack, 1),
+            false => (1, 8),
+        };
+        let (entry, rows) = match (whole, batch) {
+            (true, 1) => ("step_1", 1),
+            (true, _) => ("step_8", STEP_ROWS),
+            (false, 1) => ("step_odd_1", 1),
+            (false, _) => ("step_odd_8", STEP_ROWS),
+        };
+        let blocks = [hidden.div_ceil(lanes * width), batch.div_ceil(rows), 1];
+        StepForm { module: module(STEP), entry, blocks, cluster: 1, lanes }
+    }
+}
+
 enum Plan {
     /// No frames or no units: the state goes through.
     Nothing,
+    Cluster(Cluster),
+    Grid(Parts),
     Window(Window),
     /// A launch a step, with or without a projection before.
     Steps {
@@ -169,8 +233,14 @@ fn plan(props: &Props, layer: &Layer) -> Plan {
     if !fits {
         return steps_because(format!("x · wi for {steps} steps would take over 1 GiB"));
     }
+    if let Some(cluster) = cluster::choose(props, layer) {
+        return Plan::Cluster(cluster);
+    }
     if !props.cooperative {
         return steps_because("this GPU has no cooperative launch".into());
+    }
+    if let Some(parts) = grid::choose(props, layer) {
+        return Plan::Grid(parts);
     }
     match window::choose(props, layer) {
         Some(window) => Plan::Window(window),
@@ -187,10 +257,20 @@ pub fn explain(props: &Props, op: &Op, inputs: &[Option<&Spec>]) -> Result<Expla
         Plan::Nothing => {
             Explanation { variant: "copy", why: "nothing to compute".into(), launches: 0 }
         }
+        Plan::Cluster(cluster) => {
+            let (product, _, launches) = layer.linear(bias(&layer, inputs)).explain(props)?;
+            let why = format!("{}; x · wi by {product}", cluster.why(&layer));
+            Explanation { variant: "cluster", why, launches: 1 + launches }
+        }
+        Plan::Grid(parts) => {
+            let (product, _, launches) = layer.linear(bias(&layer, inputs)).explain(props)?;
+            let why = format!("{}; x · wi by {product}", parts.why(&layer));
+            Explanation { variant: "grid", why, launches: 1 + launches }
+        }
         Plan::Window(window) => {
-            let (product, _) = dense::explain_product(props, &layer.projection())?;
+            let (product, _, launches) = layer.linear(bias(&layer, inputs)).explain(props)?;
             let why = format!("{}; x · wi by {product}", window.why(&layer));
-            Explanation { variant: "window", why, launches: 2 }
+            Explanation { variant: "window", why, launches: 1 + launches }
         }
         Plan::Steps { projected, why } => {
             let variant = if layer.steps == 1 { "step" } else { "steps" };
@@ -199,35 +279,86 @@ pub fn explain(props: &Props, op: &Op, inputs: &[Option<&Spec>]) -> Result<Expla
                 false => format!("{why}: a launch a step, x · wi in it"),
             };
             let why = why + explain_prologue(layer.norm);
-            Explanation { variant, why, launches: layer.steps + usize::from(projected) }
+            let launches = match projected {
+                true => layer.linear(bias(&layer, inputs)).explain(props)?.2,
+                false => 0,
+            };
+            Explanation { variant, why, launches: layer.steps + launches }
         }
     })
 }
 
+/// Why the steps of a window take a launch each.
+pub fn fallback(props: &Props, op: &Op, inputs: &[Option<&Spec>]) -> Option<String> {
+    let layer = Layer::of(op, inputs).ok()?;
+    match plan(props, &layer) {
+        Plan::Steps { why, .. } if layer.steps >= WINDOW_STEPS => Some(why),
+        _ => None,
+    }
+}
+
 pub fn modules(props: &Props, op: &Op, inputs: &[Option<&Spec>]) -> Result<Vec<Module>> {
     let layer = Layer::of(op, inputs)?;
-    let (module, projected) = match plan(props, &layer) {
+    let (mut all, projected) = match plan(props, &layer) {
         Plan::Nothing => return Ok(Vec::new()),
-        Plan::Window(window) => (window.module(&layer), true),
-        Plan::Steps { projected, .. } => (layer.step_module(), projected),
+        Plan::Cluster(cluster) => (vec![cluster.module(&layer)], true),
+        Plan::Grid(parts) => (vec![parts.module(&layer)], true),
+        Plan::Window(window) => (vec![window.module(&layer)], true),
+        Plan::Steps { projected, .. } => {
+            // Whether it may be early is known at the launch.
+            let mut all = [false, true].map(|e| StepForm::of(props, &layer, e).module).to_vec();
+            all.dedup();
+            (all, projected)
+        }
     };
-    let mut all = vec![module];
     if projected {
-        all.push(dense::product_module(props, &layer.projection())?);
+        all.extend(layer.linear(bias(&layer, inputs)).modules(props)?);
     }
     Ok(all)
 }
 
 pub fn workspace(props: &Props, op: &Op, inputs: &[Option<&Spec>]) -> Result<usize> {
     let layer = Layer::of(op, inputs)?;
+    // Scratch of the projection's lies where the steps begin once it is done.
+    let projection = || {
+        let scratch = layer.linear(bias(&layer, inputs)).workspace(props);
+        (layer.projection_bytes(), scratch)
+    };
     Ok(match plan(props, &layer) {
         Plan::Nothing => 0,
-        Plan::Window(window) => layer.projection_bytes() + window.exchange_bytes(&layer),
+        Plan::Cluster(_) => {
+            let (bytes, scratch) = projection();
+            bytes + scratch
+        }
+        Plan::Grid(parts) => {
+            let (bytes, scratch) = projection();
+            bytes + parts.exchange_bytes().max(scratch)
+        }
+        Plan::Window(window) => {
+            let (bytes, scratch) = projection();
+            bytes + window.exchange_bytes(&layer).max(scratch)
+        }
         Plan::Steps { projected, .. } => {
-            let projection = if projected { layer.projection_bytes() } else { 0 };
-            projection + layer.states() * layer.state_bytes()
+            let (bytes, scratch) = if projected { projection() } else { (0, 0) };
+            bytes + (layer.states() * layer.state_bytes()).max(scratch)
         }
     })
+}
+
+/// Whether there is a bias.
+fn bias(layer: &Layer, inputs: &[Option<&Spec>]) -> bool {
+    inputs.get(layer.wi + 2).is_some_and(Option::is_some)
+}
+
+/// Whether a launch has nothing of cuBLASLt's to open or load.
+pub fn is_warm(props: &Props, op: &Op, inputs: &[Option<&Spec>]) -> Result<bool> {
+    let layer = Layer::of(op, inputs)?;
+    let projected = match plan(props, &layer) {
+        Plan::Nothing => false,
+        Plan::Cluster(_) | Plan::Grid(_) | Plan::Window(_) => true,
+        Plan::Steps { projected, .. } => projected,
+    };
+    Ok(!projected || layer.linear(bias(&layer, inputs)).is_warm(props))
 }
 
 /// # Safety
@@ -243,6 +374,14 @@ pub unsafe fn launch(cx: &Context, op: &Op, call: &Call) -> Result<()> {
     unsafe {
         match plan {
             Plan::Nothing => pass_state(cx, &layer, call),
+            Plan::Cluster(cluster) => {
+                project(cx, &layer, call)?;
+                cluster.launch(cx, &layer, call)
+            }
+            Plan::Grid(parts) => {
+                project(cx, &layer, call)?;
+                parts.launch(cx, &layer, call)
+            }
             Plan::Window(window) => {
                 project(cx, &layer, call)?;
                 window.launch(cx, &layer, call)
@@ -279,9 +418,11 @@ unsafe fn project(cx: &Context, layer: &Layer, call: &Call) -> Result<()> {
     let addr = |i| call.input(i).map_or(0, |v| v.addr);
     let (x, w, bias) = (addr(0), addr(layer.wi), addr(layer.wi + 2));
     let norm = Prologue::default();
-    let at = Operands { x, w, up: 0, bias, residual: 0, y: call.workspace, norm };
+    let constant = call.constant([layer.wi]);
+    let at = Operands { x, w, up: 0, bias, residual: 0, y: call.workspace, norm, constant };
+    let scratch = call.workspace + layer.projection_bytes() as u64;
     // SAFETY: the caller vouches for the views and the workspace.
-    unsafe { dense::launch_product(cx, &layer.projection(), Activation::None, at) }
+    unsafe { layer.linear(bias != 0).launch(cx, at, scratch) }
 }
 
 /// As in `recurrent/step.cu`.
@@ -315,24 +456,11 @@ struct Step {
 unsafe fn launch_steps(cx: &Context, layer: &Layer, projected: bool, call: &Call) -> Result<()> {
     let Layer { batch, steps, input, hidden, .. } = *layer;
     let size = layer.dtype.size();
-    let pack = 16 / size;
-    let whole = hidden % pack == 0;
-    // Two lanes read whole 32-byte sectors of a gate's row; one leaves more blocks, which on few
-    // units is quicker (measured: 4.5 against 5.0 µs for f32 at 256, 7.7 against 7.0 at 512).
-    let (width, lanes) = match whole {
-        true if hidden.div_ceil(2 * pack) >= STEP_BLOCKS => (pack, 2),
-        true => (pack, 1),
-        false => (1, 8),
-    };
-    let (entry, rows) = match (whole, batch) {
-        (true, 1) => ("step_1", 1),
-        (true, _) => ("step_8", STEP_ROWS),
-        (false, 1) => ("step_odd_1", 1),
-        (false, _) => ("step_odd_8", STEP_ROWS),
-    };
-    let blocks = [hidden.div_ceil(lanes * width), batch.div_ceil(rows), 1];
-    let grid = Grid::new_3d(blocks, STEP_THREADS)?;
-    let function = cx.function(&layer.step_module(), entry)?;
+    let weights = (layer.wi..layer.wi + 3).chain(layer.wi + 4..layer.wi + 6);
+    let early = call.constant(weights);
+    let StepForm { module, entry, blocks, cluster, lanes } = StepForm::of(cx.props(), layer, early);
+    let grid = Grid::new_3d(blocks, STEP_THREADS)?.clusters(cluster as u32).early(early);
+    let function = cx.function(&module, entry)?;
 
     let addr = |i: usize| call.input(i).map_or(0, |v| v.addr);
     let out = |i: usize| call.outputs.get(i).map_or(0, |v| v.addr);
@@ -387,12 +515,68 @@ unsafe fn launch_steps(cx: &Context, layer: &Layer, projected: bool, call: &Call
     Ok(())
 }
 
+/// As `Layer` in `recurrent/layer.cuh`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Parameters {
+    wh: u64,
+    b: u64,
+    projected: u64,
+    c: u64,
+    h: u64,
+    mask: u64,
+    seq: u64,
+    c_out: u64,
+    h_out: u64,
+    batch: i32,
+    steps: i32,
+    hidden: i32,
+    state_f32: i32,
+    reverse: i32,
+    share: i32,
+    low: i32,
+    padding: i32,
+    exchange: u64,
+}
+
+impl Parameters {
+    /// The projection is what the workspace starts with.
+    pub fn of(layer: &Layer, call: &Call, share: usize, low: usize, exchange: u64) -> Self {
+        let addr = |i: usize| call.input(i).map_or(0, |v| v.addr);
+        let out = |i: usize| call.outputs.get(i).map_or(0, |v| v.addr);
+        let (c, c_out) = layer.c.map_or((0, 0), |c| (addr(c), out(1)));
+        Parameters {
+            wh: addr(layer.wi + 1),
+            b: addr(layer.wi + 2),
+            projected: call.workspace,
+            c,
+            h: addr(layer.h),
+            mask: addr(layer.wi + 3),
+            seq: out(0),
+            c_out,
+            h_out: out(if layer.c.is_some() { 2 } else { 1 }),
+            batch: layer.batch as i32,
+            steps: layer.steps as i32,
+            hidden: layer.hidden as i32,
+            state_f32: i32::from(layer.state == DType::F32),
+            reverse: i32::from(layer.reverse),
+            share: share as i32,
+            low: low as i32,
+            padding: 0,
+            exchange,
+        }
+    }
+}
+
 pub fn all_modules() -> Vec<Module> {
     let mut all = Vec::new();
     for dtype in [DType::F32, DType::BF16, DType::F16] {
         for gates in [4, 3] {
             let step = Module::of(STEP, dtype).define("GATES", gates);
             all.extend([step.clone(), step.define("NORM", 1)]);
+            all.push(Module::of(STEP_CLUSTER, dtype).since(9).define("GATES", gates));
+            all.extend(cluster::all_modules(dtype, gates));
+            all.extend(grid::all_modules(dtype, gates));
             all.extend(window::all_modules(dtype, gates));
         }
     }

@@ -327,8 +327,11 @@ pub unsafe fn launch(cx: &Context, op: &Op, call: &Call) -> Result<()> {
             args.u32(attrs.log.into());
             if rows { "softmax_rows" } else { "softmax_columns" }
         }
-        (_, true) => "argmax_rows",
-        (_, false) => "argmax_columns",
+        (Op::Argmax(attrs), _) => {
+            args.u32(attrs.min.into()).u32(attrs.last.into());
+            if rows { "argmax_rows" } else { "argmax_columns" }
+        }
+        _ => return stray(op.name()),
     };
     let function = cx.function(&module, entry)?;
     // SAFETY: these are the entry's parameters, and the caller vouches for the addresses.

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use super::Cuda;
+use super::gate::{self, Gate};
 use super::graph::Graph;
 use super::launch::{Args, Context, Grid};
 use super::memory::Pinned;
@@ -38,6 +39,9 @@ pub(crate) struct Runner {
     inputs: Option<Pinned>,
     readback: Option<Readback>,
     graphs: HashMap<Variant, Graph>,
+    gate: Option<Gate>,
+    /// Whether a run is queued behind the gate.
+    armed: bool,
 }
 
 /// Inputs of up to so many bytes together are read by the kernels from pinned memory of the host,
@@ -45,12 +49,24 @@ pub(crate) struct Runner {
 /// of five kernels they took 8 µs back to back and 18 µs at 60 Hz (`benches/launch.rs`, H200).
 const MAPPED: usize = 16 << 10;
 
+/// How long the end of an armed run is waited for where its instance goes. Only a device that is
+/// lost, or one that others keep busy, takes so long.
+const DRAIN: Duration = Duration::from_millis(2);
+
 /// What a graph was captured for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Variant {
     parity: usize,
     /// Whether it takes the inputs from the staging memory; else they are in their slots.
     staged: bool,
+    /// Whether it begins with the gate.
+    gated: bool,
+}
+
+impl Variant {
+    fn staged(parity: usize) -> Self {
+        Variant { parity, staged: true, gated: false }
+    }
 }
 
 /// Host memory for the outputs of a program that reads them back.
@@ -92,19 +108,21 @@ impl Runner {
             inputs: pinned(plan.input_bytes)?,
             readback: None,
             graphs: HashMap::new(),
+            gate: None,
+            armed: false,
             cuda: Arc::clone(cuda),
         };
         if program.options.readback {
             runner.readback = Readback::new(cuda, plan)?;
         }
         for parity in 0..=usize::from(plan.alternates) {
-            runner.capture(program, slots, Variant { parity, staged: true })?;
+            runner.capture(program, slots, Variant::staged(parity))?;
         }
         Ok(runner)
     }
 
     pub fn graph_nodes(&self) -> (usize, usize) {
-        let graph = self.graphs.get(&Variant { parity: 0, staged: true });
+        let graph = self.graphs.get(&Variant::staged(0));
         graph.map_or((0, 0), |g| (g.nodes().kernels, g.nodes().copies))
     }
 
@@ -113,7 +131,8 @@ impl Runner {
             self.running = false;
         }
         let staged = from_host(feeds);
-        Ok(!self.running && self.graphs.contains_key(&Variant { parity, staged }))
+        let variant = Variant { staged, ..Variant::staged(parity) };
+        Ok(!self.running && self.graphs.contains_key(&variant))
     }
 
     fn capture(&mut self, program: &Program, slots: &Slots, variant: Variant) -> Result<()> {
@@ -131,7 +150,11 @@ impl Runner {
             let specs: Vec<_> = call.inputs.iter().map(|i| i.map(|view| view.spec)).collect();
             self.cuda.prepare(call.op, &specs)
         })?;
+        let gate = self.gate.as_ref().filter(|_| variant.gated);
         let graph = self.cuda.capture(&self.stream, |cx| {
+            if let Some(gate) = gate {
+                gate.capture(cx)?;
+            }
             if let Some(staging) = copied {
                 // SAFETY: the slots and the staging memory live as long as this runner's
                 // instance, which runs one graph at a time.
@@ -172,11 +195,21 @@ impl Runner {
             self.running = false;
         }
         let staged = from_host(feeds);
-        let variant = Variant { parity, staged };
+        if staged && self.armed {
+            self.stage(&program.plan, feeds);
+            if self.open() {
+                self.running = true;
+                return Ok(None);
+            }
+        }
+        self.disarm()?;
+        let variant = Variant { staged, ..Variant::staged(parity) };
         if !self.graphs.contains_key(&variant) {
             self.capture(program, slots, variant)?;
         }
         let plan = &program.plan;
+        // Before anything is queued: where memory is short nothing has happened.
+        let tensors = program.output_tensors()?;
         // Pool memory belongs to the main stream's order: what comes from it or goes to it ties
         // the two streams together. A frame from and to the host needs neither.
         let pooled = !staged || !program.options.readback;
@@ -185,16 +218,7 @@ impl Runner {
             self.stream.wait(&self.entry)?;
             self.after_main = false;
         }
-        if let Some(staging) = &self.inputs {
-            for (feed, (offset, _)) in feeds.iter().zip(&plan.inputs) {
-                if let Feed::Bytes(bytes) = feed {
-                    let slot = staging.host().wrapping_add(*offset);
-                    // SAFETY: the staging memory is laid out as the inputs, whose sizes the
-                    // caller has checked, and no run reads it now.
-                    unsafe { slot.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
-                }
-            }
-        }
+        self.stage(plan, feeds);
         self.running = true;
         let cx = self.cuda.context(&self.stream);
         if !staged {
@@ -220,21 +244,91 @@ impl Runner {
                 readback.signal.launched();
             }
         }
-        let mut tensors = Vec::new();
-        if !program.options.readback {
-            let device = Device::Cuda(Arc::clone(&self.cuda));
-            for (place, spec) in &plan.outputs {
-                let tensor = Tensor::uninit(&device, spec.clone())?;
-                let from = slots.addr(*place, parity, &[]);
-                // SAFETY: a new tensor of the value's spec.
-                unsafe { cx.copy(tensor.addr(), from, spec.bytes()) }?;
-                tensors.push(Output::Tensor(tensor));
-            }
+        for (tensor, (place, spec)) in tensors.iter().flatten().zip(&plan.outputs) {
+            let from = slots.addr(*place, parity, &[]);
+            // SAFETY: a new tensor of the value's spec.
+            unsafe { cx.copy(tensor.addr(), from, spec.bytes()) }?;
         }
         if pooled {
             self.hold_main()?;
         }
-        Ok((!program.options.readback).then_some(tensors))
+        Ok(tensors.map(|tensors| tensors.into_iter().map(Output::Tensor).collect()))
+    }
+
+    /// Puts the inputs that come from the host where the graphs find them.
+    fn stage(&self, plan: &Plan, feeds: &[Feed]) {
+        let Some(staging) = &self.inputs else { return };
+        for (feed, (offset, _)) in feeds.iter().zip(&plan.inputs) {
+            if let Feed::Bytes(bytes) = feed {
+                let slot = staging.host().wrapping_add(*offset);
+                // SAFETY: the staging memory is laid out as the inputs, whose sizes the caller has
+                // checked, and no run whose results count reads it now.
+                unsafe { slot.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+            }
+        }
+    }
+
+    /// Queues the next run behind the gate, if it can be one that is not waited for.
+    /// False, and nothing is done, where that takes long and `hurry` forbids it.
+    pub fn arm(
+        &mut self,
+        program: &Program,
+        slots: &Slots,
+        parity: usize,
+        hurry: bool,
+    ) -> Result<bool> {
+        let able = self.readback.is_some() && program.plan.repeatable;
+        if !able || self.armed || !self.ready(&[], parity)? {
+            return Ok(true);
+        }
+        let variant = Variant { gated: true, ..Variant::staged(parity) };
+        if hurry && !self.graphs.contains_key(&variant) {
+            return Ok(false);
+        }
+        if self.gate.is_none() {
+            self.gate = Some(Gate::new(&self.cuda)?);
+        }
+        // Both parities, for the next frame is of the other one.
+        for parity in 0..=usize::from(program.plan.alternates) {
+            let variant = Variant { parity, ..variant };
+            if !self.graphs.contains_key(&variant) {
+                self.capture(program, slots, variant)?;
+            }
+        }
+        let (Some(gate), Some(readback), Some(graph)) =
+            (&mut self.gate, &mut self.readback, self.graphs.get_mut(&variant))
+        else {
+            return Ok(true);
+        };
+        if self.after_main {
+            self.entry.record(self.cuda.main())?;
+            self.stream.wait(&self.entry)?;
+            self.after_main = false;
+        }
+        // SAFETY: as in `start`; `Drop` sees to a run that nobody opened the gate for.
+        unsafe { graph.launch(&self.stream) }?;
+        gate.launched();
+        readback.signal.launched();
+        self.armed = true;
+        Ok(true)
+    }
+
+    /// Lets the armed run pass, if it still waits.
+    fn open(&mut self) -> bool {
+        self.armed && self.gate.as_ref().is_some_and(Gate::open) && {
+            self.armed = false;
+            true
+        }
+    }
+
+    /// Sees the armed run off. Its results are nobody's.
+    fn disarm(&mut self) -> Result<()> {
+        if self.armed {
+            self.gate.iter().for_each(Gate::close);
+            self.stream.synchronize()?;
+            self.armed = false;
+        }
+        Ok(())
     }
 
     /// Looks for the end of a run for as long as `spin`, or waits for it.
@@ -281,18 +375,32 @@ impl Runner {
 
     /// Orders work of the main stream after the latest run and before the next.
     pub fn join(&mut self) -> Result<()> {
+        self.disarm()?;
         self.hold_main()?;
         self.after_main = true;
         Ok(())
     }
 }
 
-fn module() -> Module {
+pub(super) fn module() -> Module {
     Module::new("graph/done.cu")
 }
 
 pub fn all_modules() -> Vec<Module> {
-    vec![module()]
+    vec![module(), gate::module()]
+}
+
+impl Drop for Runner {
+    /// The arena goes back to the pool after this: an armed run has to be over. Such runs are short
+    /// (see `Session::prepare`), and waiting for one takes no call to the driver.
+    fn drop(&mut self) {
+        let (true, Some(readback)) = (self.armed, &self.readback) else { return };
+        self.gate.iter().for_each(Gate::close);
+        let began = Instant::now();
+        while !readback.signal.is_seen() && began.elapsed() < DRAIN {
+            std::hint::spin_loop();
+        }
+    }
 }
 
 impl Signal {

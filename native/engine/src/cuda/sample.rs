@@ -76,7 +76,7 @@ pub unsafe fn launch(cx: &Context, op: &Sample, call: &Call) -> Result<()> {
     args.u64(logits.spec.rows() as u64).u32(logits.spec.last() as u32).value(plan.options);
     let function = cx.function(&plan.module, "sample")?;
     // SAFETY: these are the entry's parameters, and the caller vouches for the addresses.
-    unsafe { cx.launch(&function, plan.grid, &mut args) }
+    unsafe { cx.launch(&function, plan.grid.early(true), &mut args) }
 }
 
 pub fn all_modules() -> Vec<Module> {

@@ -1,6 +1,7 @@
-//! `selective_scan`: one launch, in which frames are shared out too where channels are too few to
-//! fill the card; two where frames are many and channels are few; and one more for a norm over rows
-//! that do not fit a block.
+//! `selective_scan`: a warp has its own channels, whose states lie across its lanes; few where there
+//! are channels enough to fill the card, many where there are not. Two launches where frames are many
+//! and channels very few; a kernel of its own for one frame, with the norm over D in it; and one more
+//! launch for the norm of a window.
 
 use super::launch::{Args, Context, Grid};
 use super::modules::Module;
@@ -14,27 +15,24 @@ use crate::op::{NormKind, SelectiveScan};
 use crate::spec::{DType, Spec};
 
 const SOURCE: &str = "scan/scan.cu";
-const THREADS: usize = 256;
+const STEP: &str = "scan/step.cu";
 const WARP: usize = 32;
-/// What a block of whole rows may have.
-const ROW_THREADS: usize = 1024;
-const ROW_SHARED: usize = 96 << 10;
-const SHARED: usize = 40 << 10;
-/// Frames of a tile that a thread goes through.
-const STEPS: usize = 32;
-/// Warps a multiprocessor that keep it busy.
-const WARPS: usize = 12;
-/// Sets of warps among which a block shares out its frames.
-const SPLITS: usize = 8;
-/// Up to so many frames they are shared out within a block, in one launch.
-const ONE_LAUNCH: usize = 256;
-/// The least that a block takes of a window that is cut into chunks, and the most chunks, since
-/// each block goes through those before it.
+/// The kernels count a tile's bytes in 32 bits, and a grid has no more blocks along y.
+const CHANNELS: usize = (1 << 19) - 1;
+/// Warps a multiprocessor that keep it busy, and how many a window that is cut is to come to: it has
+/// two launches and goes through its frames twice.
+const BUSY: usize = 7;
+const CROWD: usize = 10;
+/// Windows of fewer frames are not cut.
+const LONG: usize = 512;
+/// The least that a chunk has of a window, and the most chunks: each folds those before it.
 const CHUNK: usize = 64;
 const CHUNKS: usize = 64;
-/// A row a block leaves most of the card idle where rows are few; up to so many frames that is
-/// quicker than one more launch.
-const ROW_FRAMES: usize = 4;
+/// Of a step's blocks, as in `scan/step.cu`.
+const STEP_THREADS: usize = 256;
+const STEP_CLUSTER: usize = 8;
+/// Channels of a block whose row the step's norm holds.
+const STEP_HOLDS: usize = 8 << 10;
 
 /// As in `scan/scan.cu`.
 #[repr(C)]
@@ -50,10 +48,7 @@ struct Scan {
     bias: u64,
     state: u64,
     residual: u64,
-    gamma: u64,
-    beta: u64,
     y: u64,
-    normed: u64,
     h: u64,
     carry: u64,
     elapsed: u64,
@@ -61,12 +56,39 @@ struct Scan {
     chunk: i64,
     channels: i32,
     states: i32,
-    tiles: i32,
     chunks: i32,
-    wide: i32,
-    groups: i32,
-    splits: i32,
-    steps: i32,
+    a_f32: i32,
+    d_f32: i32,
+    bias_f32: i32,
+    softplus: i32,
+    clamp: i32,
+    low: f32,
+    high: f32,
+}
+
+/// As in `scan/step.cu`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+struct Step {
+    x: u64,
+    dt: u64,
+    a: u64,
+    b: u64,
+    c: u64,
+    d: u64,
+    z: u64,
+    bias: u64,
+    state: u64,
+    residual: u64,
+    gamma: u64,
+    beta: u64,
+    y: u64,
+    normed: u64,
+    h: u64,
+    channels: i32,
+    states: i32,
+    width: i32,
+    lanes: i32,
     a_f32: i32,
     d_f32: i32,
     bias_f32: i32,
@@ -79,79 +101,52 @@ struct Scan {
     padding: i32,
 }
 
-/// A module of the source: states of a lane, lanes of a channel (0 where the launch says), the most
-/// threads of a block, how many such blocks a multiprocessor is to hold, and the frames of a tile
-/// that a thread has registers to bring in.
+/// A module of `scan/scan.cu`: states of a lane, lanes of a channel, frames of a tile that a lane
+/// brings in, warps of a block, how many such blocks a multiprocessor is to hold, and whether a
+/// channel has just as many states as its lanes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Kernel {
     states: usize,
-    groups: usize,
-    most: usize,
+    lanes: usize,
+    own: usize,
+    warps: usize,
     blocks: usize,
-    ahead: usize,
+    even: bool,
 }
 
-const KERNELS: [Kernel; 6] = [
-    Kernel { states: 4, groups: 4, most: THREADS, blocks: 2, ahead: 8 },
-    Kernel { states: 4, groups: 0, most: THREADS, blocks: 2, ahead: 8 },
-    Kernel { states: 8, groups: 0, most: THREADS, blocks: 2, ahead: 8 },
-    Kernel { states: 4, groups: 0, most: ROW_THREADS, blocks: 1, ahead: 4 },
-    Kernel { states: 8, groups: 0, most: ROW_THREADS, blocks: 1, ahead: 4 },
-    Kernel { states: 16, groups: 0, most: ROW_THREADS, blocks: 1, ahead: 4 },
-];
+const fn even(states: usize, own: usize, warps: usize, blocks: usize) -> Kernel {
+    Kernel { states, lanes: 16 / states, own, warps, blocks, even: true }
+}
+
+const fn any(states: usize, lanes: usize, own: usize, blocks: usize) -> Kernel {
+    Kernel { states, lanes, own, warps: 8, blocks, even: false }
+}
+
+/// For 16 states, from many channels to few.
+const SIXTEEN: [Kernel; 3] = [even(8, 8, 4, 4), even(4, 4, 8, 2), even(2, 4, 4, 1)];
+/// For any number of them, from few states to many.
+const ANY: [Kernel; 5] =
+    [any(4, 4, 2, 2), any(4, 8, 2, 2), any(4, 16, 1, 2), any(8, 16, 1, 2), any(16, 16, 1, 1)];
 
 impl Kernel {
     fn module(self, dtype: DType) -> Module {
         Module::of(SOURCE, dtype)
             .define("STATES", self.states)
-            .define("GROUPS", self.groups)
-            .define("MOST", self.most)
+            .define("LANES", self.lanes)
+            .define("OWN", self.own)
+            .define("WARPS_A_BLOCK", self.warps)
             .define("BLOCKS", self.blocks)
-            .define("AHEAD", self.ahead)
+            .define("EVEN", u8::from(self.even))
     }
 
-    /// Lanes of a channel that has so many states.
-    fn lanes(self, states: usize) -> usize {
-        states.max(1).div_ceil(self.states).next_power_of_two()
-    }
-}
-
-/// How lanes, warps and blocks share the work.
-#[derive(Debug, Clone, Copy)]
-struct Layout {
-    kernel: Kernel,
-    /// Lanes of a channel.
-    groups: usize,
     /// Channels of a block.
-    wide: usize,
-    splits: usize,
-    steps: usize,
-    chunks: usize,
+    fn channels(self) -> usize {
+        WARP / self.lanes * self.warps
+    }
 }
 
-impl Layout {
-    /// Bytes of shared memory.
-    fn shared(&self) -> usize {
-        let frames = self.splits * self.steps;
-        let padded = self.groups * self.kernel.states;
-        let planes = 3 * (frames * self.wide).next_multiple_of(4) + 2 * frames * padded;
-        4 * (planes + self.splits * self.wide * (padded + 1))
-    }
-
-    fn threads(&self) -> usize {
-        self.splits * self.wide * self.groups
-    }
-
-    /// With as many frames a tile as there are, or as fit.
-    fn fitting(mut self, frames: usize, limit: usize) -> Option<Self> {
-        let most = STEPS.min(self.kernel.ahead * self.groups);
-        let all = frames.div_ceil(self.splits).clamp(1, most);
-        self.steps = if all > 4 { all.next_multiple_of(4).min(most) } else { all };
-        while self.shared() > limit && self.steps > 1 {
-            self.steps /= 2;
-        }
-        (self.shared() <= limit).then_some(self)
-    }
+fn step_module(dtype: DType) -> Module {
+    Module::of(STEP, dtype).define("CLUSTER", STEP_CLUSTER)
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -167,129 +162,152 @@ impl Shape {
     fn of(inputs: &[Option<&Spec>]) -> Result<Self> {
         let [Some(x), Some(_), Some(a), ..] = inputs else { return stray("selective_scan") };
         let &[batch, length, channels] = x.shape() else { return stray("selective_scan") };
-        if channels > i32::MAX as usize / 2 {
-            return Err(Error::unsupported("selective_scan", "at most 2^30 - 1 channels"));
+        if channels > CHANNELS {
+            return Err(Error::unsupported("selective_scan", "at most 2^19 - 1 channels"));
         }
         Ok(Shape { dtype: x.dtype, batch, length, channels, states: a.last() })
     }
 }
 
+/// How the card's threads share the work.
+#[derive(Debug, Clone, Copy)]
+enum Way {
+    Window {
+        kernel: Kernel,
+        chunks: usize,
+    },
+    /// One frame: channels of a block, lanes of a channel.
+    Step {
+        width: usize,
+        lanes: usize,
+    },
+}
+
 struct Plan {
     shape: Shape,
-    layout: Layout,
-    /// Frames of a chunk.
-    chunk: usize,
-    tiles: usize,
+    way: Way,
+    grid: Grid,
     /// The norm is done in the same launch, or in one more.
     norm_inside: bool,
     norm_after: bool,
     why: String,
 }
 
-/// A block that has whole rows, for the norm.
-fn row_layout(shape: &Shape) -> Option<Layout> {
-    KERNELS.into_iter().filter(|k| k.most == ROW_THREADS).find_map(|kernel| {
-        let groups = kernel.lanes(shape.states);
-        if groups > WARP {
-            return None;
-        }
-        let wide = shape.channels.next_multiple_of(WARP / groups);
-        let layout = Layout { kernel, groups, wide, splits: 1, steps: 1, chunks: 1 };
-        if wide > ROW_THREADS || layout.threads() > ROW_THREADS {
-            return None;
-        }
-        layout.fitting(shape.length, ROW_SHARED)
-    })
-}
-
-fn scan_layout(props: &Props, shape: &Shape) -> Layout {
-    let kernel = match shape.states {
-        16 => KERNELS[0],
-        0..=128 => KERNELS[1],
-        _ => KERNELS[2],
-    };
-    let groups = kernel.lanes(shape.states);
-    let per_warp = WARP / groups;
-    let sms = props.sms as usize;
-    let warps = shape.batch.saturating_mul(shape.channels.div_ceil(per_warp)).max(1);
-    let wanted = (WARPS * sms).div_ceil(warps);
-    let (mut splits, mut chunks) = (1, 1);
-    if wanted > 1 && shape.length > ONE_LAUNCH {
-        chunks = wanted.min(shape.length / CHUNK).min(CHUNKS);
-    } else if wanted > 1 {
-        let most = wanted.min(shape.length / 4).min(kernel.most / WARP).clamp(1, SPLITS);
-        splits = 1 << most.ilog2();
+/// The kernel for a window, and the chunks it is cut into: as many states a lane as leave the
+/// schedulers of the card enough warps, since each frame has a cost a lane as well.
+fn window(props: &Props, shape: &Shape) -> (Kernel, usize) {
+    let enough = BUSY * props.sms as usize;
+    let warps = |k: &Kernel| shape.batch.saturating_mul(shape.channels.div_ceil(WARP / k.lanes));
+    let [eight, four, two] = SIXTEEN;
+    let any = ANY.into_iter().find(|k| k.states * k.lanes >= shape.states).unwrap_or(ANY[4]);
+    let sixteen = shape.states == 16;
+    let widest = if sixteen { eight } else { any };
+    if shape.length >= LONG && 2 * warps(&widest) <= enough {
+        let few = sixteen && 8 * warps(&eight) < enough;
+        let kernel = if few { four } else { widest };
+        let wanted = (CROWD * props.sms as usize).div_ceil(warps(&kernel).max(1));
+        return (kernel, wanted.min(shape.length / CHUNK).min(CHUNKS));
     }
-    let mut wide = (kernel.most / splits / groups).max(per_warp);
-    let blocks = |wide: usize| {
-        shape.channels.div_ceil(wide).saturating_mul(shape.batch).saturating_mul(chunks)
-    };
-    while wide > per_warp && (blocks(wide) < sms || wide / 2 >= shape.channels) {
-        wide /= 2;
-    }
-    let layout = Layout { kernel, groups, wide, splits, steps: 1, chunks };
-    layout.fitting(shape.length.div_ceil(chunks), SHARED).unwrap_or(layout)
+    let fitting = SIXTEEN.into_iter().find(|k| warps(k) >= enough);
+    (if sixteen { fitting.unwrap_or(two) } else { any }, 1)
 }
 
 fn plan(props: &Props, op: &SelectiveScan, inputs: &[Option<&Spec>]) -> Result<Plan> {
     let shape = Shape::of(inputs)?;
-    let has_norm = op.norm.is_some() && shape.batch * shape.length * shape.channels > 0;
-    let worth = shape.length <= ROW_FRAMES || 2 * shape.batch >= props.sms as usize;
-    let row = if has_norm && worth { row_layout(&shape) } else { None };
-    let layout = row.unwrap_or_else(|| scan_layout(props, &shape));
-    let mut why = format!(
-        "{} state(s) a lane, {} channel(s) a block, frames among {} set(s) of warps",
-        layout.kernel.states, layout.wide, layout.splits
-    );
-    if layout.chunks > 1 {
-        why.push_str(&format!(
-            " and {} chunks: a launch for what each makes of a state of zero, and one from there",
-            layout.chunks
-        ));
+    let Shape { batch, length, channels, states, .. } = shape;
+    let has_norm = op.norm.is_some() && batch * length * channels > 0;
+    // A cluster has a row from sm_90 on, a block before.
+    let cluster = if props.major >= 9 { STEP_CLUSTER } else { 1 };
+    let held = channels.div_ceil(cluster) <= STEP_HOLDS;
+    let (way, blocks, threads, mut why);
+    if length == 1 {
+        let lanes = states.div_ceil(4).max(1).next_power_of_two().min(WARP);
+        let width =
+            if has_norm && held { channels.div_ceil(cluster) } else { STEP_THREADS / lanes };
+        why = format!("one frame: {lanes} lane(s) a channel, {width} channel(s) a block");
+        way = Way::Step { width, lanes };
+        threads = STEP_THREADS;
+        blocks = match has_norm && held {
+            true => [batch.saturating_mul(cluster), 1, 1],
+            false => [batch, channels.div_ceil(width), 1],
+        };
+    } else {
+        let (kernel, chunks) = window(props, &shape);
+        why = format!(
+            "{} state(s) a lane, {} lane(s) a channel, {} channel(s) a block",
+            kernel.states,
+            kernel.lanes,
+            kernel.channels()
+        );
+        if chunks > 1 {
+            why.push_str(&format!(
+                "; {chunks} chunks: a launch for what each makes of a state of zero, and one from there"
+            ));
+        }
+        way = Way::Window { kernel, chunks };
+        threads = kernel.warps * WARP;
+        blocks = [batch, channels.div_ceil(kernel.channels()), chunks];
     }
-    match (has_norm, row.is_some(), worth) {
+    let norm_inside = has_norm && held && length == 1;
+    match (has_norm, norm_inside, length) {
         (false, ..) => {}
-        (_, true, _) => why.push_str("; the norm in the same launch, as a row fits a block"),
-        (_, _, true) => {
-            why.push_str("; the norm in one more launch, as a row does not fit a block")
+        (_, true, _) if cluster > 1 => {
+            why.push_str(&format!("; the norm in the same launch, a row in {cluster} blocks"))
         }
-        _ => {
-            why.push_str("; the norm in one more launch, as rows are too few to have a block each")
-        }
+        (_, true, _) => why.push_str("; the norm in the same launch, a row in a block"),
+        (_, _, 1) => why.push_str("; the norm in one more launch, as a row is too long"),
+        _ => why.push_str("; the norm in one more launch, as a window's rows lie across blocks"),
     }
-    Ok(Plan {
-        shape,
-        layout,
-        chunk: shape.length.div_ceil(layout.chunks),
-        tiles: shape.channels.div_ceil(layout.wide),
-        norm_inside: row.is_some(),
-        norm_after: has_norm && row.is_none(),
-        why,
-    })
+    let grid = Grid::new_3d(blocks, threads as u32)?;
+    let grid = match way {
+        Way::Step { width, .. } if norm_inside => {
+            grid.shared(4 * width as u32).clusters(cluster as u32)
+        }
+        _ => grid,
+    };
+    Ok(Plan { shape, way, grid, norm_inside, norm_after: has_norm && !norm_inside, why })
 }
 
 impl Plan {
-    fn blocks(&self) -> usize {
-        // Without states there is nothing to scan, but y has to be written all the same.
-        self.tiles.saturating_mul(self.layout.chunks).saturating_mul(self.shape.batch)
+    fn module(&self) -> Module {
+        match self.way {
+            Way::Window { kernel, .. } => kernel.module(self.shape.dtype),
+            Way::Step { .. } => step_module(self.shape.dtype),
+        }
+    }
+
+    fn chunks(&self) -> usize {
+        match self.way {
+            Way::Window { chunks, .. } => chunks,
+            Way::Step { .. } => 1,
+        }
     }
 
     fn variant(&self) -> &'static str {
-        match self.layout {
-            _ if self.norm_inside => "rows",
-            Layout { chunks: 2.., .. } => "chunks",
-            Layout { splits: 2.., .. } => "splits",
-            _ => "channels",
+        match self.way {
+            Way::Step { .. } if self.norm_inside => "step_norm",
+            Way::Step { .. } => "step",
+            Way::Window { chunks: 2.., .. } => "chunks",
+            Way::Window { .. } => "channels",
+        }
+    }
+
+    fn entries(&self) -> &'static [&'static str] {
+        match self.way {
+            Way::Step { .. } if self.norm_inside => &["step_norm"],
+            Way::Step { .. } => &["step"],
+            Way::Window { chunks: 2.., .. } => &["scan_carry", "scan_y"],
+            Way::Window { .. } => &["scan_y"],
         }
     }
 
     /// Bytes of what chunks hand on, and of their times.
     fn carries(&self) -> [usize; 2] {
-        if self.layout.chunks == 1 {
+        if self.chunks() == 1 {
             return [0; 2];
         }
         let Shape { batch, channels, states, .. } = self.shape;
-        let cells = batch.saturating_mul(self.layout.chunks).saturating_mul(channels);
+        let cells = batch.saturating_mul(self.chunks()).saturating_mul(channels);
         [cells.saturating_mul(states.saturating_mul(4)), cells.saturating_mul(4)]
             .map(|bytes| bytes.saturating_add(255) & !255)
     }
@@ -297,16 +315,22 @@ impl Plan {
 
 pub fn explain(props: &Props, op: &SelectiveScan, inputs: &[Option<&Spec>]) -> Result<Explanation> {
     let plan = plan(props, op, inputs)?;
-    let launches = match plan.blocks() {
-        0 => 0,
-        _ => 1 + usize::from(plan.layout.chunks > 1) + usize::from(plan.norm_after),
+    // Without frames or states there is nothing to scan, but h and y have to be written all the same.
+    let launches = match plan.grid.blocks.contains(&0) {
+        true => 0,
+        false => plan.entries().len() + usize::from(plan.norm_after),
     };
     Ok(Explanation { variant: plan.variant(), why: plan.why, launches })
 }
 
+/// Why the norm takes a launch of its own.
+pub fn fallback(props: &Props, op: &SelectiveScan, inputs: &[Option<&Spec>]) -> Option<String> {
+    plan(props, op, inputs).ok().filter(|plan| plan.norm_after).map(|plan| plan.why)
+}
+
 pub fn modules(props: &Props, op: &SelectiveScan, inputs: &[Option<&Spec>]) -> Result<Vec<Module>> {
     let plan = plan(props, op, inputs)?;
-    let mut modules = vec![plan.layout.kernel.module(plan.shape.dtype)];
+    let mut modules = vec![plan.module()];
     if plan.norm_after {
         modules.push(norm::rows_module(plan.shape.dtype));
     }
@@ -322,7 +346,7 @@ pub fn workspace(props: &Props, op: &SelectiveScan, inputs: &[Option<&Spec>]) ->
 pub unsafe fn launch(cx: &Context, op: &SelectiveScan, call: &Call) -> Result<()> {
     let specs: Vec<_> = call.inputs.iter().map(|v| v.map(|v| v.spec)).collect();
     let plan = plan(cx.props(), op, &specs)?;
-    if plan.blocks() == 0 {
+    if plan.grid.blocks.contains(&0) {
         return Ok(());
     }
     let (y, normed, h) = match (op.norm, call.outputs) {
@@ -330,60 +354,91 @@ pub unsafe fn launch(cx: &Context, op: &SelectiveScan, call: &Call) -> Result<()
         (Some(_), [normed, sum, h]) => (sum, normed.addr, h),
         _ => return stray("selective_scan"),
     };
-    let Plan { shape, layout, .. } = plan;
+    let shape = plan.shape;
     let addr = |i: usize| call.input(i).map_or(0, |v| v.addr);
     let is_f32 = |i: usize| i32::from(call.input(i).is_some_and(|v| v.spec.dtype == DType::F32));
+    let [x, dt, a, b, c, d, z, bias, state, residual, gamma, beta] = std::array::from_fn(addr);
+    let [a_f32, d_f32, bias_f32] = [2, 5, 7].map(is_f32);
     let (low, high) = op.dt_clamp.unwrap_or((0.0, 0.0));
+    let [low, high] = [low, high].map(|v| v as f32);
+    let (softplus, clamp) = (i32::from(op.dt_softplus), i32::from(op.dt_clamp.is_some()));
     let centred = op.norm == Some(NormKind::LayerNorm);
-    let scan = Scan {
-        x: addr(0),
-        dt: addr(1),
-        a: addr(2),
-        b: addr(3),
-        c: addr(4),
-        d: addr(5),
-        z: addr(6),
-        bias: addr(7),
-        state: addr(8),
-        residual: addr(9),
-        gamma: addr(10),
-        beta: addr(11),
-        y: y.addr,
-        normed: if plan.norm_inside { normed } else { 0 },
-        h: h.addr,
-        carry: call.workspace,
-        elapsed: call.workspace + plan.carries()[0] as u64,
-        length: shape.length as i64,
-        chunk: plan.chunk as i64,
-        channels: shape.channels as i32,
-        states: shape.states as i32,
-        tiles: plan.tiles as i32,
-        chunks: layout.chunks as i32,
-        wide: layout.wide as i32,
-        groups: layout.groups as i32,
-        splits: layout.splits as i32,
-        steps: layout.steps as i32,
-        a_f32: is_f32(2),
-        d_f32: is_f32(5),
-        bias_f32: is_f32(7),
-        softplus: i32::from(op.dt_softplus),
-        clamp: i32::from(op.dt_clamp.is_some()),
-        centred: i32::from(centred),
-        low: low as f32,
-        high: high as f32,
-        epsilon: op.epsilon as f32,
-        padding: 0,
+    let (channels, states) = (shape.channels as i32, shape.states as i32);
+    let (y_addr, h) = (y.addr, h.addr);
+    let mut args = Args::new();
+    match plan.way {
+        Way::Window { chunks, .. } => args.value(Scan {
+            x,
+            dt,
+            a,
+            b,
+            c,
+            d,
+            z,
+            bias,
+            state,
+            residual,
+            y: y_addr,
+            h,
+            carry: call.workspace,
+            elapsed: call.workspace + plan.carries()[0] as u64,
+            length: shape.length as i64,
+            chunk: shape.length.div_ceil(chunks) as i64,
+            channels,
+            states,
+            chunks: chunks as i32,
+            a_f32,
+            d_f32,
+            bias_f32,
+            softplus,
+            clamp,
+            low,
+            high,
+        }),
+        Way::Step { width, lanes } => args.value(Step {
+            x,
+            dt,
+            a,
+            b,
+            c,
+            d,
+            z,
+            bias,
+            state,
+            residual,
+            gamma,
+            beta,
+            y: y_addr,
+            normed,
+            h,
+            channels,
+            states,
+            width: width as i32,
+            lanes: lanes as i32,
+            a_f32,
+            d_f32,
+            bias_f32,
+            softplus,
+            clamp,
+            centred: i32::from(centred),
+            low,
+            high,
+            epsilon: op.epsilon as f32,
+            padding: 0,
+        }),
     };
-    let module = layout.kernel.module(shape.dtype);
-    let grid = Grid::new(plan.blocks(), layout.threads() as u32)?.shared(layout.shared() as u32);
-    let entries = if layout.chunks > 1 { &["scan_carry", "scan_y"][..] } else { &["scan_y"][..] };
-    for &entry in entries {
+    let module = plan.module();
+    // A kernel that fills the card is spread less evenly where the one ahead still has a part of it.
+    let blocks = plan.grid.blocks.into_iter().fold(1, u32::saturating_mul);
+    let small = blocks <= cx.props().sms;
+    let grid = plan.grid.early(small && call.constant([2, 5, 7]));
+    for entry in plan.entries() {
         let function = cx.function(&module, entry)?;
         // SAFETY: this is the entry's parameter, and the caller vouches for the addresses.
-        unsafe { cx.launch(&function, grid, Args::new().value(scan)) }?;
+        unsafe { cx.launch(&function, grid, &mut args) }?;
     }
     if plan.norm_after {
-        let at = norm::Rows { x: y.addr, gamma: addr(10), beta: addr(11), y: normed };
+        let at = norm::Rows { x: y.addr, gamma, beta, y: normed };
         // SAFETY: the caller vouches for the addresses.
         unsafe { norm::launch_rows(cx, y.spec, at, centred, op.epsilon) }?;
     }
@@ -392,5 +447,9 @@ pub unsafe fn launch(cx: &Context, op: &SelectiveScan, call: &Call) -> Result<()
 
 pub fn all_modules() -> Vec<Module> {
     let types = [DType::F32, DType::BF16, DType::F16];
-    types.iter().flat_map(|&t| KERNELS.map(|k| k.module(t))).collect()
+    let of = |t: DType| {
+        let kernels = SIXTEEN.iter().chain(&ANY).map(move |k| k.module(t));
+        kernels.chain([step_module(t)]).collect::<Vec<_>>()
+    };
+    types.map(of).concat()
 }

@@ -1,5 +1,5 @@
-//! Ops that move elements: `transpose`, `broadcast`, `slice`, `put_slice`, `concatenate`, and
-//! `reshape` where a copy is asked for. One launch each, `concatenate` one for 16 tensors.
+//! Ops that move elements: `transpose`, `broadcast`, `reverse`, `slice`, `put_slice`, `concatenate`,
+//! and `reshape` and `bitcast` where a copy is asked for. One launch each, `concatenate` one for 16 tensors.
 
 use super::launch::{Args, Context, Grid};
 use super::modules::Module;
@@ -8,7 +8,7 @@ use super::walk::{Dim, Divisor, Walk, broadcast_strides, collapse, cover, packab
 use crate::call::Call;
 use crate::device::Explanation;
 use crate::error::Result;
-use crate::infer::{infer, normalize_axis};
+use crate::infer::{distinct_axes, infer, normalize_axis};
 use crate::op::{Concatenate, Op, PutSlice, Slice};
 use crate::spec::{MAX_RANK, Spec};
 
@@ -133,7 +133,9 @@ fn plan(op: &Op, inputs: &[Option<&Spec>], in_place: bool) -> Result<Kernel> {
     }
     let pack = 16 / out.dtype.size();
     match op {
-        Op::Reshape(_) => Ok(gather(&[Dim { length: out.len(), strides: [1] }], pack)),
+        Op::Reshape(_) | Op::Bitcast(_) => {
+            Ok(gather(&[Dim { length: out.len(), strides: [1] }], pack))
+        }
         Op::Broadcast(_) => {
             let strides = broadcast_strides(x.shape(), out.rank());
             Ok(gather(&collapse(dims(out.shape(), &strides)), pack))
@@ -142,6 +144,9 @@ fn plan(op: &Op, inputs: &[Option<&Spec>], in_place: bool) -> Result<Kernel> {
             let strides = x.strides();
             let strides: Vec<_> = attrs.axes.iter().map(|&a| strides[a]).collect();
             Ok(transpose(out, &strides, pack))
+        }
+        Op::Reverse(attrs) => {
+            Ok(reverse(x, &distinct_axes(op.name(), &attrs.axes, x.rank())?, pack))
         }
         Op::Slice(attrs) => slice(attrs, x, inputs.get(1).is_some_and(Option::is_some), pack),
         Op::PutSlice(attrs) => {
@@ -160,6 +165,31 @@ fn dims(shape: &[usize], strides: &[usize]) -> Vec<Dim<1>> {
 fn gather(dims: &[Dim<1>], pack: usize) -> Kernel {
     let pack = if packable(dims, pack) { pack } else { 1 };
     Kernel::Gather { pack, walk: Walk::new(dims, pack), place: Place::NONE, base: 0 }
+}
+
+fn reverse(x: &Spec, axes: &[usize], pack: usize) -> Kernel {
+    // Neighbours that go the same way are one axis.
+    let mut all: Vec<(Dim<1>, bool)> = Vec::with_capacity(x.rank());
+    for (a, (&length, stride)) in x.shape().iter().zip(x.strides()).enumerate() {
+        let backwards = axes.contains(&a);
+        match all.last_mut() {
+            _ if length == 1 => {}
+            Some((last, way)) if *way == backwards => {
+                *last = Dim { length: last.length * length, strides: [stride] };
+            }
+            _ => all.push((Dim { length, strides: [stride] }, backwards)),
+        }
+    }
+    let dims: Vec<_> = all.iter().map(|a| a.0).collect();
+    let whole = packable(&dims, pack) && !all.last().is_some_and(|a| a.1);
+    let pack = if whole { pack } else { 1 };
+    let mut walk = Walk::new(&dims, pack);
+    let mut base = 0;
+    for (i, (dim, _)) in all.iter().enumerate().filter(|(_, a)| a.1) {
+        walk.reverse(i);
+        base += (dim.length - 1) * dim.strides[0];
+    }
+    Kernel::Gather { pack, walk, place: Place::NONE, base }
 }
 
 fn transpose(out: &Spec, strides: &[usize], pack: usize) -> Kernel {

@@ -111,6 +111,11 @@ impl Walk {
         walk
     }
 
+    /// The first operand backwards along axis `i`; it then begins at the other end.
+    pub fn reverse(&mut self, i: usize) {
+        self.axis[i].stride[0] = -self.axis[i].stride[0];
+    }
+
     /// Elements.
     pub fn len(&self) -> usize {
         self.n as usize

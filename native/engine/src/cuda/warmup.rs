@@ -25,13 +25,18 @@ impl Cuda {
     /// Compiles every kernel there is for this GPU and loads it, so that the disk cache has them
     /// all. Calls `progress` after each, on this thread; returns the first error, after all.
     pub fn warmup(&self, progress: impl FnMut(Progress)) -> Result<()> {
-        each(&all_modules(), |module| self.modules.prepare(module), progress)
+        let arch = self.props.arch();
+        each(&modules_for(&arch), |module| self.modules.prepare(module), progress)
     }
 }
 
 /// Compiles every module for `arch`, such as `sm_80`, and keeps nothing. Needs no GPU.
 pub fn compile_all(arch: &str, nvrtc: &Nvrtc, progress: impl FnMut(Progress)) -> Result<()> {
-    each(&all_modules(), |module| nvrtc.compile(module, arch).map(|_| ()), progress)
+    each(&modules_for(arch), |module| nvrtc.compile(module, arch).map(|_| ()), progress)
+}
+
+fn modules_for(arch: &str) -> Vec<Module> {
+    all_modules().into_iter().filter(|module| module.runs_on(arch)).collect()
 }
 
 fn each(

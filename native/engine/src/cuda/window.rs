@@ -218,10 +218,10 @@ pub(super) fn all_modules(dtype: DType, gates: usize) -> Vec<Module> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn props(sms: u32, shared_optin: u32) -> Props {
+    pub fn props(sms: u32, shared_optin: u32) -> Props {
         Props {
             name: "test".into(),
             major: 8,
@@ -234,10 +234,12 @@ mod tests {
             l2: 0,
             memory: 0,
             cooperative: true,
+            blas: Default::default(),
+            clusters: 0,
         }
     }
 
-    fn layer(dtype: DType, batch: usize, hidden: usize) -> Layer {
+    pub fn layer(dtype: DType, batch: usize, hidden: usize) -> Layer {
         let (steps, input) = (60, 64);
         let (gates, c, h, wi, reverse) = (4, Some(1), 2, 3, false);
         Layer {

@@ -1,8 +1,8 @@
-//! The rules of `causal_conv1d`, `selective_scan`, `rope` and `gated_mlp`.
+//! The rules of `causal_conv1d`, `selective_scan`, the block around them, `rope` and `gated_mlp`.
 
-use super::Inputs;
+use super::{Inputs, fused_norm};
 use crate::error::{Error, Result};
-use crate::op::{Rope, SelectiveScan};
+use crate::op::{MambaBlock, Rope, SelectiveScan};
 use crate::spec::{DType, Spec};
 
 /// The most frames that a convolution looks at.
@@ -114,6 +114,54 @@ fn parameter(inputs: &Inputs, i: usize, what: &str, x: &Spec, shape: &[usize]) -
         return Err(Error::dtype(inputs.op, what, expected, spec.dtype));
     }
     Ok(())
+}
+
+pub(super) fn mamba_block(inputs: &Inputs, attrs: &MambaBlock) -> Result<Vec<Spec>> {
+    inputs.count(14, 15)?;
+    let x = inputs.network(0, "x")?;
+    inputs.rank(x, "x", 3, "{batch, 1, width}")?;
+    let (batch, width) = (x.shape()[0], x.last());
+    fused_norm(inputs, Some(attrs.norm), 13, x)?;
+    let a = inputs.get(7, "a")?;
+    inputs.rank(a, "a", 2, "{channels, states}")?;
+    let (inner, states) = (a.rows(), a.last());
+    let (conv, dt) = (inputs.get(2, "conv")?, inputs.get(5, "dt_proj")?);
+    inputs.rank(conv, "conv", 2, "{taps, channels}")?;
+    inputs.rank(dt, "dt_proj", 2, "{rank, channels}")?;
+    let (taps, rank) = (conv.shape()[0], dt.shape()[0]);
+    let overflow = || Error::argument(inputs.op, "sizes overflow");
+    let double = inner.checked_mul(2).ok_or_else(overflow)?;
+    let wide = states.checked_mul(2).and_then(|n| n.checked_add(rank)).ok_or_else(overflow)?;
+    if taps == 0 || taps > MAX_TAPS || states > MAX_STATES {
+        return Err(Error::unsupported(inputs.op, "1 to 16 taps and at most 256 states"));
+    }
+    let frames = x.with_shape([batch, taps - 1, inner])?;
+    let h = Spec::new(DType::F32, [batch, inner, states])?;
+    let row = [batch, 1, width];
+    inputs.expect(x, "x", x.dtype, &row)?;
+    for (i, what, shape) in [
+        (1, "in", &[width, double][..]),
+        (2, "conv", &[taps, inner]),
+        (3, "conv_b", &[inner]),
+        (4, "x_proj", &[inner, wide]),
+        (5, "dt_proj", &[rank, inner]),
+        (9, "out", &[inner, width]),
+        (10, "residual", &row),
+        (11, "frames", frames.shape()),
+    ] {
+        match inputs.optional(i) {
+            Some(spec) => inputs.expect(spec, what, x.dtype, shape)?,
+            None if [3, 10, 11].contains(&i) => {}
+            None => return Err(Error::argument(inputs.op, format!("{what} is missing"))),
+        }
+    }
+    parameter(inputs, 6, "dt_bias", x, &[inner])?;
+    parameter(inputs, 7, "a", x, &[inner, states])?;
+    parameter(inputs, 8, "d", x, &[inner])?;
+    if let Some(state) = inputs.optional(12) {
+        inputs.expect(state, "state", DType::F32, h.shape())?;
+    }
+    Ok(vec![x.clone(), frames, h])
 }
 
 pub(super) fn rope(inputs: &Inputs, attrs: &Rope) -> Result<Vec<Spec>> {

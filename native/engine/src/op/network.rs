@@ -1,0 +1,198 @@
+//! The attributes of the ops that networks are made of.
+
+use serde::Deserialize;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Activation {
+    None,
+    Relu,
+    Silu,
+    /// By the error function, exact.
+    Gelu,
+    /// By tanh, as GPT-2 has it.
+    GeluTanh,
+    Tanh,
+    Sigmoid,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Dense {
+    /// Applied after the bias and before the residual.
+    pub activation: Activation,
+    /// Of x, from [`FusedNorm`]; gamma and beta are then inputs 4 and 5.
+    #[serde(skip)]
+    pub norm: Option<FusedNorm>,
+}
+
+/// A norm of its x that an op does itself, on the device alone that asked for it. The engine makes
+/// it of a norm's node and its reader's; nobody else can. Its gamma {D} and beta {D}, `None` for
+/// an RMS norm, follow the op's other inputs.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct FusedNorm {
+    /// A layer norm, not an RMS norm.
+    pub centred: bool,
+    pub epsilon: f64,
+}
+
+/// A Mamba block: norm, projection to v and the gate, convolution with SiLU, projections to dt, b and
+/// c, scan with the softplus of dt, gate, projection back.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct MambaBlock {
+    pub norm: FusedNorm,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Norm {
+    pub epsilon: f64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recurrent {
+    /// From the last frame to the first; `seq` keeps the order of `x`.
+    pub reverse: bool,
+    /// Of x, from [`FusedNorm`]; gamma and beta follow the mask.
+    #[serde(skip)]
+    pub norm: Option<FusedNorm>,
+}
+
+/// Scores are `scale · q·k`, then the soft cap, then the bias, then the masks. Query i stands at
+/// the key i + offset; `causal`, `left` and `right` count from there. A row with nothing to attend
+/// to is zeros, its lse −∞.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FlashAttention {
+    /// 1/√D where not given.
+    pub scale: Option<f64>,
+    /// No keys after the query's own place.
+    pub causal: bool,
+    /// At most so many keys before the query's own place.
+    pub left: Option<usize>,
+    /// At most so many keys after it.
+    pub right: Option<usize>,
+    /// `cap · tanh(score / cap)`.
+    pub softcap: Option<f64>,
+    /// Sk − Sq where neither this nor the input of that name is given.
+    pub offset: Option<i64>,
+    /// Whether the logarithm of the sum of the exponentials is an output as well.
+    pub lse: bool,
+}
+
+impl FlashAttention {
+    /// The scale of the scores of heads of this size.
+    pub fn scale(&self, head: usize) -> f32 {
+        self.scale.unwrap_or_else(|| 1.0 / (head as f64).sqrt()) as f32
+    }
+
+    /// `(low, high)`: query i sees the keys from i + low up to, and without, i + high. Where the
+    /// offset is an input it is still to be added to both. Far beyond any length they are cut off.
+    pub fn reach(&self, queries: usize, keys: usize, offset_is_input: bool) -> (i64, i64) {
+        const FAR: i128 = 1 << 40;
+        let offset = match self.offset {
+            _ if offset_is_input => 0,
+            Some(offset) => i128::from(offset),
+            None => keys as i128 - queries as i128,
+        };
+        let right = if self.causal { Some(0) } else { self.right };
+        let low = self.left.map_or(-FAR, |left| offset - left as i128);
+        let high = right.map_or(FAR, |right| offset + right as i128 + 1);
+        (low.clamp(-FAR, FAR) as i64, high.clamp(-FAR, FAR) as i64)
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CausalConv1d {
+    /// Applied after the bias.
+    pub activation: Activation,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NormKind {
+    LayerNorm,
+    RmsNorm,
+}
+
+/// dt takes the bias, then the softplus, then the clamp.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SelectiveScan {
+    pub dt_softplus: bool,
+    pub dt_clamp: Option<(f64, f64)>,
+    /// Over D, of what comes out once the residual is added.
+    pub norm: Option<NormKind>,
+    pub epsilon: f64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rope {
+    /// Pair `i` turns by `position · scale · base^(−2i / dims)`.
+    pub base: f64,
+    pub scale: f64,
+    /// How many of the first features turn; all of them where it is `None`.
+    pub dims: Option<usize>,
+    /// Pairs are neighbours, and else `i` and `i + dims / 2`.
+    pub interleaved: bool,
+}
+
+impl Rope {
+    /// How far each pair turns from a position to the next, as a fraction of a whole turn times
+    /// 2^64. Multiplied with a position in wrapping 64-bit arithmetic that is the angle, with
+    /// nothing lost however large the position is.
+    pub fn turns(&self, dims: usize) -> impl Iterator<Item = u64> {
+        let Rope { base, scale, .. } = *self;
+        (0..dims / 2).map(move |i| {
+            let angle = scale * base.powf(-2.0 * i as f64 / dims as f64);
+            let turn = angle / std::f64::consts::TAU;
+            ((turn - turn.floor()) * 18_446_744_073_709_551_616.0) as u64
+        })
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GatedMlp {
+    /// Of `x · gate`, before it is multiplied with `x · up`.
+    pub activation: Activation,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Embedding {}
+
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Softmax {
+    /// Negative counts from the last axis.
+    pub axis: i64,
+    /// The logarithm of the softmax instead.
+    pub log: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Argmax {
+    pub axis: i64,
+    pub keep_axis: bool,
+    /// The least element instead of the greatest.
+    pub min: bool,
+    /// The last of equals instead of the first.
+    pub last: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sample {
+    /// 0 takes the most likely.
+    pub temperature: f64,
+    /// Only the `k` most likely.
+    pub top_k: Option<usize>,
+    /// Only the fewest, from the most likely down, whose probabilities sum to at least `p`.
+    pub top_p: Option<f64>,
+    pub seed: u64,
+}
