@@ -175,5 +175,15 @@ fn main() {
             times.push(frame(&session, &x));
         }
         report(kind, &device, "60 Hz", kernels, times);
+        let mut times = Vec::new();
+        for _ in 0..paced {
+            next += period;
+            let early = next - Duration::from_micros(1500);
+            std::thread::sleep(early.saturating_duration_since(Instant::now()));
+            session.prepare(Mode::Block).unwrap();
+            std::thread::sleep(next.saturating_duration_since(Instant::now()));
+            times.push(frame(&session, &x));
+        }
+        report(kind, &device, "60 Hz, prepared", kernels, times);
     }
 }

@@ -132,6 +132,66 @@ fn temporaries_share_the_arena() {
 }
 
 #[test]
+fn a_slice_that_lies_together_is_no_step() {
+    let slice = |x, starts: &[i64], lengths: &[usize], wrap| {
+        let (starts, lengths) = (starts.to_vec(), lengths.to_vec());
+        node(Op::Slice(Slice { starts, lengths, strides: vec![1, 1], axis: 1, wrap }), &[x])
+    };
+    let negate = |x| node(Op::Unary(Unary { kind: UnaryKind::Negate }), &[x]);
+    // What is sliced from, how, and the steps: the negation of a part of the sum, or the slice too.
+    let cases = [
+        ([1, 24], [0, 8], [1, 8], false, 2),
+        // Moved back until it fits, to place 16.
+        ([1, 24], [0, 20], [1, 8], false, 2),
+        // Whole rows.
+        ([6, 8], [2, 0], [3, 8], false, 2),
+        // Not at a multiple of 16 bytes; in two parts; over the end of a ring; a column; none.
+        ([1, 24], [0, 7], [1, 8], false, 3),
+        ([2, 24], [0, 8], [2, 8], false, 3),
+        ([1, 24], [0, 20], [1, 8], true, 3),
+        ([6, 8], [0, 0], [6, 1], false, 3),
+        ([6, 8], [0, 0], [0, 8], false, 3),
+    ];
+    for device in devices() {
+        for (shape, starts, lengths, wrap, steps) in cases {
+            let nodes = vec![
+                binary(BinaryKind::Add, Input(0), Input(0)),
+                slice(n(0), &starts, &lengths, wrap),
+                negate(n(1)),
+            ];
+            let graph = Graph {
+                nodes,
+                inputs: vec![f32s(&shape)],
+                outputs: vec![n(2)],
+                next_state: vec![],
+            };
+            let program =
+                Program::compile(&device, graph.clone(), vec![], vec![], options(true)).unwrap();
+            assert_eq!(program.info().steps, steps, "{shape:?} {starts:?} {lengths:?}");
+            let x: Vec<f32> = (0..shape.iter().product::<usize>()).map(|i| i as f32).collect();
+            let outputs = done(program.run(&[Feed::Bytes(&bytes(&x))], Mode::Block).unwrap());
+            let (expected, _) = eager(&device, &graph, &[], &[tensor(&device, &shape, &x)], &[]);
+            assert_eq!(
+                values(&outputs[0]),
+                floats(&expected[0].to_bytes().unwrap()),
+                "{shape:?} {starts:?} {lengths:?}"
+            );
+            // What the caller gets is a slice of its own size.
+            let graph = Graph { outputs: vec![n(1)], ..graph };
+            let program =
+                Program::compile(&device, graph.clone(), vec![], vec![], options(true)).unwrap();
+            let outputs = done(program.run(&[Feed::Bytes(&bytes(&x))], Mode::Block).unwrap());
+            let (expected, _) = eager(&device, &graph, &[], &[tensor(&device, &shape, &x)], &[]);
+            assert_eq!(
+                values(&outputs[0]),
+                floats(&expected[0].to_bytes().unwrap()),
+                "{shape:?} {starts:?} {lengths:?}"
+            );
+        }
+    }
+}
+
+#[test]
 fn states_swap_pass_through_and_come_out() {
     for device in devices() {
         let state = vec![
@@ -219,6 +279,86 @@ fn snapshot_restore_and_fork() {
         // A second session starts from the program's own state.
         assert_eq!(step(&Session::new(&program).unwrap(), &[5.0]), [[5.0]]);
         drop((session, fork, saved));
+    }
+}
+
+/// x is added to a fading total, and written into a ring at a position that counts up; out come the
+/// total and the ring's sum. With a position among the inputs a run can't be thrown away.
+fn fading(device: &Device, free: bool) -> Arc<Program> {
+    let total = binary(BinaryKind::Multiply, State(0), Param(0));
+    let ring = PutSlice { starts: vec![0], axis: 0, wrap: true };
+    let position = if free { Input(1) } else { State(2) };
+    let sum = Reduce { kind: ReduceKind::Sum, axes: vec![], keep_axes: false };
+    let one = Tensor::from_bytes(device, Spec::scalar(DType::S32), &1i32.to_ne_bytes()).unwrap();
+    let zero = Tensor::from_bytes(device, Spec::scalar(DType::S32), &0i32.to_ne_bytes()).unwrap();
+    let nodes = vec![
+        total,
+        binary(BinaryKind::Add, n(0), Input(0)),
+        node(Op::PutSlice(ring), &[State(1), Input(0), position]),
+        node(Op::Reduce(sum), &[n(2)]),
+        binary(BinaryKind::Add, State(2), Param(1)),
+    ];
+    let mut inputs = vec![f32s(&[1])];
+    inputs.extend(free.then(|| Spec::scalar(DType::S32)));
+    let next_state = vec![n(1), n(2), n(4)];
+    let graph = Graph { nodes, inputs, outputs: vec![n(1), n(3)], next_state };
+    let state = vec![tensor(device, &[1], &[0.0]), tensor(device, &[7], &[0.0; 7]), zero];
+    let params = vec![tensor(device, &[1], &[0.9]), one];
+    Program::compile(device, graph, params, state, options(true)).unwrap()
+}
+
+#[test]
+fn a_prepared_step_gives_what_it_gives_unprepared() {
+    for device in devices() {
+        for free in [false, true] {
+            let program = fading(&device, free);
+            let (plain, prepared) =
+                (Session::new(&program).unwrap(), Session::new(&program).unwrap());
+            let mut random = Random(7);
+            for frame in 0..400 {
+                let x = bytes(&random.floats(1));
+                let place = (random.below(7) as i32).to_ne_bytes();
+                let mut feeds = vec![Feed::Bytes(&x[..])];
+                feeds.extend(free.then_some(Feed::Bytes(&place)));
+                // In time, about when the device gives up, and too late.
+                prepared.prepare(Mode::Block).unwrap();
+                let wait = [0, 0, 300, 2_000, 4_900, 4_990, 5_000, 5_010, 5_100, 7_000];
+                let wait = wait[if frame < 200 { 0 } else { random.below(wait.len()) }];
+                let began = std::time::Instant::now();
+                while began.elapsed().as_micros() < wait {
+                    std::hint::spin_loop();
+                }
+                match random.below(12) {
+                    0 => prepared.restore(&plain.snapshot().unwrap()).unwrap(),
+                    1 => drop(prepared.fork().unwrap()),
+                    2 => {
+                        let other = prepared.fork().unwrap();
+                        other.step(&feeds, Mode::Block).unwrap();
+                        other.prepare(Mode::Block).unwrap(); // and goes
+                    }
+                    _ => {}
+                }
+                let held = Tensor::from_bytes(&device, f32s(&[1]), &x).unwrap();
+                if random.below(5) == 0 {
+                    feeds[0] = Feed::Tensor(&held);
+                }
+                let [a, b] = [&plain, &prepared].map(|s| {
+                    let mode = if frame % 2 == 0 { Mode::Block } else { Mode::Try };
+                    match s.step(&feeds, mode).unwrap() {
+                        Started::Busy => done(s.step(&feeds, Mode::Block).unwrap()),
+                        Started::Pending(run) => run.wait().unwrap(),
+                        Started::Done(outputs) => outputs,
+                    }
+                });
+                let [a, b] = [a, b].map(|o| o.iter().map(values).collect::<Vec<_>>());
+                assert_eq!(a, b, "frame {frame}, {wait} µs after, on {:?}", device.id());
+            }
+            let [a, b] = [plain, prepared].map(|s| {
+                let state = s.snapshot().unwrap();
+                state.iter().map(|t| t.to_bytes().unwrap()).collect::<Vec<_>>()
+            });
+            assert_eq!(a, b);
+        }
     }
 }
 
@@ -338,7 +478,21 @@ fn random_graph(random: &mut Random) -> (Graph, usize, usize) {
         };
         let (a, b) = (pick(random), pick(random));
         let next = nodes.len();
-        match random.below(5) {
+        match random.below(6) {
+            5 => {
+                // A part that lies together, begins at any row, and stands for the whole in the end.
+                let (from, rows) = (random.below(6) as i64, 1 + random.below(3));
+                let part = Slice {
+                    starts: vec![from, 0],
+                    lengths: vec![rows, 10],
+                    strides: vec![1, 1],
+                    axis: 0,
+                    wrap: false,
+                };
+                nodes.push(node(Op::Slice(part), &[a]));
+                nodes.push(node(Op::Unary(Unary { kind: UnaryKind::Negate }), &[n(next)]));
+                nodes.push(put(b, n(next + random.below(2)), &[random.below(4) as i64, 0]));
+            }
             0 => nodes.push(binary(BinaryKind::Max, a, b)),
             1 => nodes.push(node(Op::Unary(Unary { kind: UnaryKind::Negate }), &[a])),
             2 => {
@@ -417,6 +571,9 @@ fn random_programs_equal_their_ops_run_one_by_one() {
             .unwrap();
             let session = Session::new(&program).unwrap();
             for frame in 0..4 {
+                if random.below(3) == 0 {
+                    session.prepare(Mode::Block).unwrap();
+                }
                 let inputs: Vec<_> = graph.inputs.iter().map(|_| fresh(&mut random)).collect();
                 let host: Vec<_> = inputs.iter().map(|t| t.to_bytes().unwrap()).collect();
                 let as_bytes = frame % 2 == 0;

@@ -36,7 +36,7 @@ fn sound() -> Vec<u8> {
     let header = r#"{"__metadata__":{"charset":"ab\n","kind":"mlp"},
         "w":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]},
         "half":{"dtype":"F16","shape":[3],"data_offsets":[16,22]},
-        "odd":{"dtype":"I16","shape":[1],"data_offsets":[22,24]}}"#;
+        "odd":{"dtype":"F8_E4M3","shape":[2],"data_offsets":[22,24]}}"#;
     let mut data: Vec<u8> = [1.0f32, 2.0, 3.0, 4.0].iter().flat_map(|x| x.to_le_bytes()).collect();
     data.extend([0x00, 0x3c, 0x00, 0x40, 0x00, 0xc2, 7, 0]);
     file(header, &data)
@@ -75,7 +75,7 @@ fn reads_what_is_there() {
         weights.entries().into_iter().map(|e| (e.name, e.stored, e.dtype)).collect();
     let expected = [
         ("half".into(), "F16".into(), Some(DType::F16)),
-        ("odd".into(), "I16".into(), None),
+        ("odd".into(), "F8_E4M3".into(), None),
         ("w".into(), "F32".into(), Some(DType::F32)),
     ];
     assert_eq!(names, expected);
@@ -95,7 +95,7 @@ fn a_missing_name_and_a_foreign_type_are_errors() {
     let missing = weights.fetch("wi", &device).unwrap_err().to_string();
     assert!(missing.contains("no tensor named wi"), "{missing}");
     let odd = weights.fetch("odd", &device).unwrap_err().to_string();
-    assert!(odd.contains("I16"), "{odd}");
+    assert!(odd.contains("F8_E4M3"), "{odd}");
     assert_eq!(device.stats().in_use, 0);
 }
 
@@ -170,12 +170,73 @@ fn more_axes_than_a_tensor_has_are_refused_by_name() {
 }
 
 #[test]
+fn a_shape_of_millions_is_refused() {
+    let header = |axes: usize| {
+        let shape = vec!["1"; axes].join(",");
+        format!(r#"{{"long":{{"dtype":"U8","shape":[{shape}],"data_offsets":[0,1]}}}}"#)
+    };
+    refused(&file(&header(1_000_000), &[0]), "long has 1000000 axes");
+    refused(&file(&header(65), &[0]), "65 axes");
+    assert!(Weights::open(&Scratch::new(&file(&header(64), &[0])).0).is_ok());
+}
+
+#[test]
 fn every_prefix_is_refused() {
     let whole = sound();
     for end in 0..whole.len() {
         let scratch = Scratch::new(&whole[..end]);
         assert!(matches!(Weights::open(&scratch.0), Err(Error::File { .. })), "{end} bytes");
     }
+}
+
+/// Numbers that a liar would write: small ones, borders, and those whose products overflow.
+fn number() -> impl Strategy<Value = u64> {
+    let borders = vec![
+        u64::MAX,
+        u64::MAX - 7,
+        i64::MAX as u64,
+        1 << 63,
+        1 << 62,
+        (1 << 61) - 1,
+        1 << 32,
+        u32::MAX as u64,
+        1 << 31,
+        65_536,
+    ];
+    prop_oneof![6 => 0..40u64, 2 => prop::sample::select(borders), 1 => any::<u64>()]
+}
+
+/// A tensor's entry: right in form, and as likely as not a lie.
+fn entry() -> impl Strategy<Value = String> {
+    let types =
+        ["F32", "F16", "BF16", "U8", "BOOL", "I64", "F8_E4M3", "F4", "C64", "F33", "f32", ""];
+    let dtype = prop::sample::select(types.to_vec());
+    let shape = prop::collection::vec(number(), 0..10);
+    let name = prop::sample::select(vec!["a", "b", "c", "", "__metadata__", "\\u0000", "ω"]);
+    let extra =
+        prop::sample::select(vec!["", r#","dtype":"U8""#, r#","x":[[[]]]"#, r#","shape":[]"#]);
+    (name, dtype, shape, number(), number(), extra).prop_map(|(name, dtype, shape, a, b, extra)| {
+        let shape = shape.iter().map(u64::to_string).collect::<Vec<_>>().join(",");
+        format!(
+            r#""{name}":{{"dtype":"{dtype}","shape":[{shape}],"data_offsets":[{a},{b}]{extra}}}"#
+        )
+    })
+}
+
+/// What a whole file says of itself, added up: an answer of yes has to agree with the bytes.
+fn consistent(path: &PathBuf, data: usize) {
+    let Ok(weights) = Weights::open(path) else { return };
+    let device = Device::open(Id::Cpu, Some(1 << 20)).unwrap();
+    let mut total = 0;
+    for entry in weights.entries() {
+        if let Ok(tensor) = weights.fetch(&entry.name, &device) {
+            let bytes = tensor.to_bytes().unwrap().len();
+            assert_eq!(bytes, tensor.spec().bytes());
+            assert_eq!(tensor.spec().shape(), entry.shape);
+            total += bytes;
+        }
+    }
+    assert!(total <= data, "{total} bytes of tensors in {data}");
 }
 
 proptest! {
@@ -205,5 +266,37 @@ proptest! {
         );
         let scratch = Scratch::new(&file(&header, &[0; 64]));
         let _ = read_all(&scratch.0);
+    }
+
+    /// Entries that lie about types, shapes and offsets, or tell of the same bytes twice.
+    #[test]
+    fn lies_never_panic(entries in prop::collection::vec(entry(), 0..5), data in 0..200usize) {
+        let header = format!("{{{}}}", entries.join(","));
+        let scratch = Scratch::new(&file(&header, &vec![7; data]));
+        consistent(&scratch.0, data);
+    }
+
+    /// A header whose length is not the one that it has.
+    #[test]
+    fn lengths_that_lie_never_panic(length in number(), cut in 0..300usize) {
+        let mut bytes = sound();
+        bytes[..8].copy_from_slice(&length.to_le_bytes());
+        bytes.truncate(cut.max(8));
+        let scratch = Scratch::new(&bytes);
+        consistent(&scratch.0, bytes.len());
+    }
+
+    /// Deep and broken JSON.
+    #[test]
+    fn deep_headers_never_panic(
+        parts in prop::collection::vec(prop::sample::select(vec![
+            "[", "]", "{", "}", "\"a\":", "\"", ",", ":", "1e999", "-0", "null", "{\"a\":", "\\u",
+            "\"__metadata__\":", "{\"dtype\":\"F32\",\"shape\":",
+        ]), 0..40),
+        repeats in prop::sample::select(vec![1usize, 50, 5_000]),
+    ) {
+        let header = parts.concat().repeat(repeats);
+        let scratch = Scratch::new(&file(&header, &[0; 16]));
+        consistent(&scratch.0, 16);
     }
 }

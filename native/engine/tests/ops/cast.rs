@@ -60,7 +60,7 @@ fn borders() {
 #[test]
 fn integer_ties() {
     let mut run = Run::new("cast integer ties");
-    for from in [DType::S64, DType::S32, DType::U32] {
+    for from in [DType::S64, DType::S32, DType::U32, DType::U64] {
         let mut values = Vec::new();
         for bits in 12..31 {
             for keep in [7, 8, 10, 11, 23, 24] {

@@ -4,15 +4,54 @@ use nitrox_engine::op::{Binary, BinaryKind, Op, Select, Unary, UnaryKind};
 use crate::harness::Run;
 use crate::oracle::{Array, extremes};
 
-const UNARY: [UnaryKind; 24] = {
+const UNARY: [UnaryKind; 41] = {
     use UnaryKind::*;
     [
-        Negate, Abs, Sign, Exp, Expm1, Log, Log1p, Sqrt, Rsqrt, Reciprocal, Sin, Cos, Tanh, Erf,
-        Floor, Ceil, Round, Sigmoid, Relu, Silu, Gelu, GeluTanh, Softplus, LogicalNot,
+        Negate,
+        Abs,
+        Sign,
+        Exp,
+        Expm1,
+        Log,
+        Log1p,
+        Sqrt,
+        Rsqrt,
+        Reciprocal,
+        Sin,
+        Cos,
+        Tanh,
+        Erf,
+        Floor,
+        Ceil,
+        Round,
+        Sigmoid,
+        Relu,
+        Silu,
+        Gelu,
+        GeluTanh,
+        Softplus,
+        Tan,
+        Asin,
+        Acos,
+        Atan,
+        Sinh,
+        Cosh,
+        Asinh,
+        Acosh,
+        Atanh,
+        Cbrt,
+        Erfc,
+        ErfInv,
+        BitwiseNot,
+        PopulationCount,
+        CountLeadingZeros,
+        LogicalNot,
+        IsNan,
+        IsInfinity,
     ]
 };
 
-const BINARY: [BinaryKind; 18] = {
+const BINARY: [BinaryKind; 24] = {
     use BinaryKind::*;
     [
         Add,
@@ -24,6 +63,12 @@ const BINARY: [BinaryKind; 18] = {
         Max,
         Min,
         Pow,
+        Atan2,
+        BitwiseAnd,
+        BitwiseOr,
+        BitwiseXor,
+        LeftShift,
+        RightShift,
         Equal,
         NotEqual,
         Less,
@@ -38,14 +83,19 @@ const BINARY: [BinaryKind; 18] = {
 
 fn takes(kind: UnaryKind, dtype: DType) -> bool {
     use UnaryKind::*;
-    dtype.is_float() || matches!(kind, Negate | Abs | Sign | Relu | LogicalNot)
+    match kind {
+        Negate | Abs | Sign | Relu => true,
+        _ if kind.is_predicate() => true,
+        _ => kind.is_bitwise() != dtype.is_float(),
+    }
 }
 
 fn joins(kind: BinaryKind, dtype: DType) -> bool {
     match kind {
         BinaryKind::Divide => dtype.is_float(),
+        BinaryKind::Atan2 => dtype.is_float(),
         BinaryKind::Quotient => !dtype.is_float(),
-        _ => true,
+        _ => !(kind.is_bitwise() && dtype.is_float()),
     }
 }
 
@@ -54,13 +104,18 @@ fn unary_input(run: &mut Run, kind: UnaryKind, dtype: DType, shape: &[usize]) ->
     use UnaryKind::*;
     if !dtype.is_float() {
         // A third of them zeros.
-        return run.rng.ints(dtype, shape, -1, 1);
+        let far = if kind.is_bitwise() { i64::MAX } else { 1 };
+        return run.rng.ints(dtype, shape, -far, far);
     }
     run.rng.floats(dtype, shape, |r, _| {
         let v = 3.0 * r.gauss();
         match kind {
             Log | Sqrt | Rsqrt if r.below(8) > 0 => v.abs(),
             Log1p if r.below(8) > 0 => v.max(-0.9),
+            Asin | Acos | Atanh | ErfInv if r.below(8) > 0 => r.uniform(-1.0, 1.0),
+            Acosh if r.below(8) > 0 => 1.0 + v.abs(),
+            IsNan if r.below(4) == 0 => f64::NAN,
+            IsInfinity if r.below(4) == 0 => f64::INFINITY.copysign(v),
             Sign | LogicalNot | Relu if r.below(4) == 0 => 0.0,
             Floor | Ceil | Round if r.below(4) == 0 => v.round() + 0.5,
             _ => v,
@@ -122,6 +177,7 @@ fn operand(run: &mut Run, kind: BinaryKind, dtype: DType, shape: &[usize], secon
         Pow if second => run.rng.ints(dtype, shape, -2, 9),
         Pow => run.rng.ints(dtype, shape, -9, 9),
         Quotient | Remainder if second => run.rng.ints(dtype, shape, -5, 5),
+        LeftShift | RightShift if second => run.rng.ints(dtype, shape, -3, 70),
         _ => run.rng.ints(dtype, shape, i64::MIN, i64::MAX),
     }
 }

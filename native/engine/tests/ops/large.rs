@@ -88,14 +88,17 @@ fn reduce() {
         }
         let x = run.rng.any(dtype, &[2001, 1003]);
         for axis in [0, 1] {
-            run.check(Op::Argmax(Argmax { axis, keep_axis: false }), &[Some(&x)]);
+            run.check(
+                Op::Argmax(Argmax { axis, keep_axis: false, min: false, last: false }),
+                &[Some(&x)],
+            );
         }
     }
     // Equals far apart: the first wins, whichever thread finds which.
     let mut flat = vec![0.0; 3_000_001];
     flat[1_234_567] = 1.0;
     flat[2_999_999] = 1.0;
-    let argmax = || Op::Argmax(Argmax { axis: 0, keep_axis: false });
+    let argmax = || Op::Argmax(Argmax { axis: 0, keep_axis: false, min: false, last: false });
     run.check(argmax(), &[Some(&Array::floats(F32, &[flat.len()], &flat))]);
     flat[2_000_000] = f64::NAN;
     run.check(argmax(), &[Some(&Array::floats(F32, &[flat.len()], &flat))]);

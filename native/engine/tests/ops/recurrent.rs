@@ -1,3 +1,8 @@
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
 use nitrox_engine::DType;
 use nitrox_engine::op::{Op, Recurrent};
 
@@ -27,6 +32,21 @@ const SHAPES: [[usize; 4]; 18] = [
     // More frames than are projected at a time.
     [1000, 40, 3, 7],
     [1, 38_000, 2, 7],
+];
+
+/// Windows that the variants share out in different ways: more or fewer rows than a cluster or a part
+/// of a grid has, units of several blocks and odd numbers of them, more steps than there are buffers.
+const WINDOWS: [[usize; 4]; 10] = [
+    [1, 70, 9, 512],
+    [5, 9, 24, 500],
+    [8, 6, 40, 300],
+    [33, 5, 7, 512],
+    [70, 5, 9, 264],
+    [130, 4, 8, 96],
+    [300, 4, 3, 40],
+    [2, 140, 8, 520],
+    [9, 5, 8, 1024],
+    [40, 4, 5, 777],
 ];
 
 #[derive(Debug, Clone, Copy)]
@@ -103,6 +123,64 @@ fn shapes() {
         }
     }
     run.finish();
+}
+
+fn check_windows(name: &'static str) {
+    let mut run = Run::new(name);
+    for dtype in NETWORK {
+        for (i, shape) in WINDOWS.into_iter().enumerate() {
+            let mask = if i % 3 == 1 { Mask::Random } else { Mask::Missing };
+            let options = Options { reverse: i % 4 == 2, exact: i % 2 == 1, mask, ..PLAIN };
+            check(&mut run, dtype, shape, options);
+        }
+    }
+    run.finish();
+}
+
+#[test]
+fn windows() {
+    check_windows("recurrent windows");
+}
+
+/// Two processes on one card, both with launches whose blocks wait for each other: neither hangs.
+#[test]
+fn beside_another_process() {
+    const PATIENCE: Duration = Duration::from_secs(300);
+    if std::env::var_os("NITROX_TEST_CUDA").is_none() {
+        println!("left out: beside_another_process: NITROX_TEST_CUDA is not set");
+        return;
+    }
+    let began = Instant::now();
+    let test = std::env::current_exe().unwrap();
+    let mut other = Command::new(test)
+        .args(["--exact", "recurrent::windows"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let (done, wait) = mpsc::channel();
+    let ours = thread::spawn(move || {
+        check_windows("recurrent windows beside another process");
+        done.send(()).unwrap();
+    });
+    // An error is a failure of ours, which `join` tells.
+    let hangs = wait.recv_timeout(PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout);
+    let status = loop {
+        match other.try_wait().unwrap() {
+            Some(status) => break Some(status),
+            None if began.elapsed() > PATIENCE => break None,
+            None => thread::sleep(Duration::from_millis(20)),
+        }
+    };
+    if status.is_none() {
+        other.kill().unwrap();
+    }
+    assert!(
+        !hangs && status.is_some(),
+        "a process hangs: ours {hangs}, the other's end {status:?}"
+    );
+    ours.join().unwrap();
+    assert!(status.unwrap().success(), "{status:?}");
 }
 
 #[test]

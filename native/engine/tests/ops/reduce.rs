@@ -4,12 +4,28 @@ use nitrox_engine::op::{Argmax, Op, Reduce, ReduceKind};
 use crate::harness::Run;
 use crate::oracle::{Array, extremes};
 
-const KINDS: [ReduceKind; 5] =
-    [ReduceKind::Sum, ReduceKind::Mean, ReduceKind::Product, ReduceKind::Max, ReduceKind::Min];
+const KINDS: [ReduceKind; 7] = {
+    use ReduceKind::*;
+    [Sum, Mean, Product, Max, Min, All, Any]
+};
 
 /// Numbers whose product stays within the type.
 fn input(run: &mut Run, kind: ReduceKind, dtype: DType, shape: &[usize]) -> Array {
     match (kind, dtype.is_float()) {
+        // Zeros among ones, about one in each case.
+        (ReduceKind::All | ReduceKind::Any, float) => {
+            let n: usize = shape.iter().product();
+            let (zero, rare) = (kind == ReduceKind::All, run.rng.below(2 * n + 1));
+            let values: Vec<i64> = (0..n).map(|i| i64::from((i == rare) != zero)).collect();
+            match float {
+                true => Array::floats(
+                    dtype,
+                    shape,
+                    &values.iter().map(|&v| -0.5 * v as f64).collect::<Vec<_>>(),
+                ),
+                false => Array::ints(dtype, shape, &values),
+            }
+        }
         (ReduceKind::Product, true) => run.rng.floats(dtype, shape, |r, _| {
             let v = r.uniform(0.95, 1.05);
             if r.coin() { v } else { -v }
@@ -122,8 +138,12 @@ fn extreme_values() {
                         let reduce = |axis| Reduce { kind, axes: vec![axis], keep_axes: false };
                         run.check(Op::Reduce(reduce(1)), &[Some(&x)]);
                         run.check(Op::Reduce(reduce(0)), &[Some(&x)]);
-                        let argmax = Argmax { axis: 1, keep_axis: false };
-                        run.check(Op::Argmax(argmax), &[Some(&x)]);
+                        for (min, last) in [(false, false), (true, false), (true, true)] {
+                            for axis in [0, 1] {
+                                let argmax = Argmax { axis, keep_axis: false, min, last };
+                                run.check(Op::Argmax(argmax), &[Some(&x)]);
+                            }
+                        }
                     }
                 }
             }
@@ -147,34 +167,55 @@ fn argmax() {
                     };
                     let axis = if shape.len() == 1 { 0 } else { 1 };
                     let axis = if run.rng.coin() { axis } else { axis - shape.len() as i64 };
-                    let op = || Op::Argmax(Argmax { axis, keep_axis });
-                    run.check(op(), &[Some(&few)]);
                     let any = run.rng.any(dtype, shape);
-                    run.check(op(), &[Some(&any)]);
+                    for (min, last) in [(false, false), (true, false), (false, true), (true, true)]
+                    {
+                        let op = Op::Argmax(Argmax { axis, keep_axis, min, last });
+                        run.check(op.clone(), &[Some(&few)]);
+                        run.check(op, &[Some(&any)]);
+                    }
                 }
             }
         }
         let x = run.rng.any(dtype, &[3, 4, 2, 5]);
         for axis in -4..4 {
-            let keep_axis = run.rng.coin();
-            run.check(Op::Argmax(Argmax { axis, keep_axis }), &[Some(&x)]);
+            let [keep_axis, min, last] = [(); 3].map(|_| run.rng.coin());
+            run.check(Op::Argmax(Argmax { axis, keep_axis, min, last }), &[Some(&x)]);
         }
         let empty = run.rng.any(dtype, &[0, 4]);
-        run.check(Op::Argmax(Argmax { axis: 1, keep_axis: false }), &[Some(&empty)]);
-        run.check(Op::Argmax(Argmax { axis: 0, keep_axis: true }), &[Some(&extremes(dtype))]);
+        run.check(
+            Op::Argmax(Argmax { axis: 1, keep_axis: false, min: false, last: false }),
+            &[Some(&empty)],
+        );
+        for (min, last) in [(false, false), (true, false), (false, true), (true, true)] {
+            let argmax = Argmax { axis: 0, keep_axis: true, min, last };
+            run.check(Op::Argmax(argmax), &[Some(&extremes(dtype))]);
+        }
         let least = if dtype.is_float() {
             Array::floats(dtype, &[4], &[f64::NEG_INFINITY; 4])
         } else {
             run.rng.ints(dtype, &[4], 0, 0)
         };
-        run.check(Op::Argmax(Argmax { axis: 0, keep_axis: false }), &[Some(&least)]);
+        run.check(
+            Op::Argmax(Argmax { axis: 0, keep_axis: false, min: false, last: false }),
+            &[Some(&least)],
+        );
     }
     // Neighbours that only s64 and f64 can tell apart.
     let near = Array::ints(DType::S64, &[3], &[i64::MAX - 2, i64::MAX, i64::MAX - 1]);
-    run.check(Op::Argmax(Argmax { axis: 0, keep_axis: false }), &[Some(&near)]);
+    run.check(
+        Op::Argmax(Argmax { axis: 0, keep_axis: false, min: false, last: false }),
+        &[Some(&near)],
+    );
     let near = Array::floats(DType::F64, &[3], &[1.0, 1.0 + 1e-15, 1.0 + 5e-16]);
-    run.check(Op::Argmax(Argmax { axis: 0, keep_axis: false }), &[Some(&near)]);
+    run.check(
+        Op::Argmax(Argmax { axis: 0, keep_axis: false, min: false, last: false }),
+        &[Some(&near)],
+    );
     let zeros = Array::floats(DType::F32, &[3], &[-0.0, 0.0, -0.0]);
-    run.check(Op::Argmax(Argmax { axis: 0, keep_axis: false }), &[Some(&zeros)]);
+    run.check(
+        Op::Argmax(Argmax { axis: 0, keep_axis: false, min: false, last: false }),
+        &[Some(&zeros)],
+    );
     run.finish();
 }

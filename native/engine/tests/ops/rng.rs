@@ -98,8 +98,10 @@ impl Rng {
     pub fn any(&mut self, dtype: DType, shape: &[usize]) -> Array {
         if dtype.is_float() {
             self.floats(dtype, shape, |r, _| r.gauss() + 0.125)
-        } else if matches!(dtype, DType::U8 | DType::U32) {
+        } else if dtype.pair().0 == "u" {
             self.ints(dtype, shape, 0, 200)
+        } else if dtype == DType::S8 {
+            self.ints(dtype, shape, -100, 100)
         } else {
             self.ints(dtype, shape, -1000, 1000)
         }

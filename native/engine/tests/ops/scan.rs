@@ -128,6 +128,12 @@ fn shapes() {
             [1, 64, 2, 2],
             [140, 3, 20, 16],
             [40, 21, 100, 8],
+            // Many channels, and fewer; and windows that are cut.
+            [1, 5, 29_601, 16],
+            [1, 35, 15_001, 16],
+            [1, 20, 7501, 16],
+            [2, 600, 50, 16],
+            [1, 513, 20, 5],
         ] {
             check(&mut run, dtype, shape, PLAIN);
             check(&mut run, dtype, shape, MAMBA);

@@ -1,9 +1,9 @@
-//! Host tensors: bytes as a device takes them, and their elements as f64 or i64.
+//! Host tensors: bytes as a device takes them, and their elements as f64 or i128.
 
 use half::{bf16, f16};
 use nitrox_engine::{DType, Spec};
 
-/// A tensor on the host. Integers are exact in `i64`, floats in `f64`, whatever the type.
+/// A tensor on the host. Integers are exact in `i128`, floats in `f64`, whatever the type.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Array {
     pub spec: Spec,
@@ -24,6 +24,12 @@ impl Array {
 
     /// Wraps to the type.
     pub fn ints(dtype: DType, shape: &[usize], values: &[i64]) -> Self {
+        let values: Vec<i128> = values.iter().map(|&v| v.into()).collect();
+        Array::integers(dtype, shape, &values)
+    }
+
+    /// As `ints`, for what i64 does not hold.
+    pub fn integers(dtype: DType, shape: &[usize], values: &[i128]) -> Self {
         let bytes = values.iter().flat_map(|&v| int_bytes(dtype, v)).collect();
         Array::new(spec(dtype, shape), bytes)
     }
@@ -53,15 +59,24 @@ impl Array {
     }
 
     /// The elements of an integer tensor.
-    pub fn to_i64(&self) -> Vec<i64> {
+    pub fn to_ints(&self) -> Vec<i128> {
         let b = &self.bytes;
         match self.dtype() {
             DType::U8 => b.iter().map(|&v| v.into()).collect(),
+            DType::U16 => words(b).map(|w| u16::from_ne_bytes(w).into()).collect(),
             DType::U32 => words(b).map(|w| u32::from_ne_bytes(w).into()).collect(),
+            DType::U64 => words(b).map(|w| u64::from_ne_bytes(w).into()).collect(),
+            DType::S8 => b.iter().map(|&v| (v as i8).into()).collect(),
+            DType::S16 => words(b).map(|w| i16::from_ne_bytes(w).into()).collect(),
             DType::S32 => words(b).map(|w| i32::from_ne_bytes(w).into()).collect(),
-            DType::S64 => words(b).map(i64::from_ne_bytes).collect(),
+            DType::S64 => words(b).map(|w| i64::from_ne_bytes(w).into()).collect(),
             t => panic!("{t} is not an integer type"),
         }
+    }
+
+    /// The same, where all of them fit.
+    pub fn to_i64(&self) -> Vec<i64> {
+        self.to_ints().into_iter().map(|v| v.try_into().unwrap()).collect()
     }
 
     /// The bytes of one element.
@@ -90,13 +105,12 @@ fn float_bytes(dtype: DType, v: f64) -> Vec<u8> {
     }
 }
 
-fn int_bytes(dtype: DType, v: i64) -> Vec<u8> {
-    match dtype {
-        DType::U8 => vec![v as u8],
-        DType::U32 => (v as u32).to_ne_bytes().to_vec(),
-        DType::S32 => (v as i32).to_ne_bytes().to_vec(),
-        DType::S64 => v.to_ne_bytes().to_vec(),
-        t => panic!("{t} is not an integer type"),
+fn int_bytes(dtype: DType, v: i128) -> Vec<u8> {
+    match dtype.size() {
+        1 => vec![v as u8],
+        2 => (v as u16).to_ne_bytes().to_vec(),
+        4 => (v as u32).to_ne_bytes().to_vec(),
+        _ => (v as u64).to_ne_bytes().to_vec(),
     }
 }
 
@@ -120,22 +134,16 @@ pub fn round_to(dtype: DType, v: f64) -> f64 {
 }
 
 /// `v` as the type holds it, wrapped.
-pub fn wrap(dtype: DType, v: i64) -> i64 {
-    match dtype {
-        DType::U8 => (v as u8).into(),
-        DType::U32 => (v as u32).into(),
-        DType::S32 => (v as i32).into(),
-        _ => v,
-    }
+pub fn wrap(dtype: DType, v: i128) -> i128 {
+    Array::integers(dtype, &[], &[v]).to_ints()[0]
 }
 
 /// The least and the largest number of an integer type.
-pub fn int_range(dtype: DType) -> (i64, i64) {
-    match dtype {
-        DType::U8 => (0, u8::MAX.into()),
-        DType::U32 => (0, u32::MAX.into()),
-        DType::S32 => (i32::MIN.into(), i32::MAX.into()),
-        _ => (i64::MIN, i64::MAX),
+pub fn int_range(dtype: DType) -> (i128, i128) {
+    let bits = 8 * dtype.size() as u32;
+    match dtype.pair().0 {
+        "u" => (0, (1 << bits) - 1),
+        _ => (-(1 << (bits - 1)), (1 << (bits - 1)) - 1),
     }
 }
 
@@ -146,8 +154,9 @@ pub fn extremes(dtype: DType) -> Array {
         let mut values = vec![least, least + 1, most, most - 1, most / 2, most / 2 + 1];
         values.extend([0, 1, 2, 3, 7, 10, 255, -1, -2, -3, -7, 65_537, 16_777_217]);
         values.push((1 << 53) + 1);
+        values.extend([(1 << 63) - 1, 1 << 63]);
         let n = values.len();
-        return Array::ints(dtype, &[n], &values);
+        return Array::integers(dtype, &[n], &values);
     }
     let (tiniest, normal, max) = match dtype {
         DType::F16 => (2f64.powi(-24), 2f64.powi(-14), 65504.0),

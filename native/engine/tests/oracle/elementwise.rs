@@ -9,20 +9,32 @@ use super::{Array, Expected, Real, bound, rounding, special};
 
 pub fn unary(kind: UnaryKind, x: &Array) -> Expected {
     use UnaryKind::*;
-    if kind == LogicalNot {
-        let zero: Vec<i64> = truths(x).into_iter().map(|t| i64::from(!t)).collect();
-        return Expected::Bits(Array::ints(DType::U8, x.shape(), &zero));
+    let is_float = x.dtype().is_float();
+    if kind.is_predicate() {
+        let holds: Vec<bool> = match kind {
+            LogicalNot => truths(x).into_iter().map(|t| !t).collect(),
+            IsNan if is_float => x.to_f64().into_iter().map(f64::is_nan).collect(),
+            IsInfinity if is_float => x.to_f64().into_iter().map(f64::is_infinite).collect(),
+            _ => vec![false; x.len()],
+        };
+        let holds: Vec<i64> = holds.into_iter().map(i64::from).collect();
+        return Expected::Bits(Array::ints(DType::U8, x.shape(), &holds));
     }
-    if !x.dtype().is_float() {
-        let f = |v: i64| match kind {
-            Negate => v.wrapping_neg(),
-            Abs => v.wrapping_abs(),
+    if !is_float {
+        let bits = 8 * x.dtype().size() as i128;
+        let pattern = |v: i128| v & ((1 << bits) - 1);
+        let f = |v: i128| match kind {
+            Negate => -v,
+            Abs => v.abs(),
             Sign => v.signum(),
             Relu => v.max(0),
+            BitwiseNot => -v - 1,
+            PopulationCount => (0..bits).filter(|b| pattern(v) >> b & 1 == 1).count() as i128,
+            CountLeadingZeros => (0..=bits).rev().find(|n| pattern(v) >> (bits - n) == 0).unwrap(),
             _ => panic!("{kind:?} of integers"),
         };
-        let values: Vec<_> = x.to_i64().into_iter().map(|v| wrap(x.dtype(), f(v))).collect();
-        return Expected::Bits(Array::ints(x.dtype(), x.shape(), &values));
+        let values: Vec<_> = x.to_ints().into_iter().map(|v| wrap(x.dtype(), f(v))).collect();
+        return Expected::Bits(Array::integers(x.dtype(), x.shape(), &values));
     }
     let f = |v: f64| match kind {
         Negate => -v,
@@ -49,7 +61,19 @@ pub fn unary(kind: UnaryKind, x: &Array) -> Expected {
         Gelu => special::gelu(v),
         GeluTanh => special::gelu_tanh(v),
         Softplus => special::softplus(v),
-        LogicalNot => unreachable!(),
+        Tan => v.tan(),
+        Asin => v.asin(),
+        Acos => v.acos(),
+        Atan => v.atan(),
+        Sinh => v.sinh(),
+        Cosh => v.cosh(),
+        Asinh => special::asinh(v),
+        Acosh => special::acosh(v),
+        Atanh => special::atanh(v),
+        Cbrt => v.cbrt(),
+        Erfc => special::erfc(v),
+        ErfInv => special::erf_inv(v),
+        _ => panic!("{kind:?} of floats"),
     };
     let (x64, x_type) = (x.to_f64(), x.dtype());
     let values: Vec<f64> = x64.iter().map(|&v| f(v)).collect();
@@ -59,7 +83,7 @@ pub fn unary(kind: UnaryKind, x: &Array) -> Expected {
             // What a formula that is accurate for its argument may lose besides: near a zero of
             // sine, and in the negative tail of x·½(1 + erf), where 1 + erf cancels.
             let cancels = |x: f64| match kind {
-                Sin | Cos => x.abs().min(1.0),
+                Sin | Cos | Tan => x.abs().min(1.0),
                 Gelu | GeluTanh => 0.1 * x.abs(),
                 // σ(x) may be zero where it is below the least normal number.
                 Silu => x.abs() * f64::from(f32::MIN_POSITIVE) / bound(x_type),
@@ -90,7 +114,7 @@ fn truths(x: &Array) -> Vec<bool> {
     if x.dtype().is_float() {
         x.to_f64().into_iter().map(|v| v != 0.0).collect()
     } else {
-        x.to_i64().into_iter().map(|v| v != 0).collect()
+        x.to_ints().into_iter().map(|v| v != 0).collect()
     }
 }
 
@@ -132,7 +156,7 @@ pub fn binary(kind: BinaryKind, a: &Array, b: &Array) -> Expected {
         let spec = spec(dtype, &shape);
         match kind {
             Max | Min | Remainder => Real::exact(spec, values),
-            Pow => approximate(spec, values, |_| 0.0),
+            Pow | Atan2 => approximate(spec, values, |_| 0.0),
             // Sums, differences, products and quotients of denormals count too.
             _ => {
                 let least = match dtype {
@@ -146,14 +170,19 @@ pub fn binary(kind: BinaryKind, a: &Array, b: &Array) -> Expected {
             }
         }
     } else {
-        let (a, b) = (a.to_i64(), b.to_i64());
+        let (a, b) = (a.to_ints(), b.to_ints());
         let pairs = places.iter().map(|&(i, j)| (a[i], b[j]));
         if kind.is_predicate() {
             let values: Vec<i64> = pairs.map(|(a, b)| compare(kind, &a, &b).into()).collect();
             return Expected::Bits(Array::ints(DType::U8, &shape, &values));
         }
-        let values: Vec<i64> = pairs.map(|(a, b)| wrap(dtype, integer(kind, a, b))).collect();
-        Expected::Bits(Array::ints(dtype, &shape, &values))
+        let bits = 8 * dtype.size() as i128;
+        let f = |(a, b)| match kind {
+            LeftShift | RightShift => shift(kind, a, b, bits),
+            _ => integer(kind, a, b),
+        };
+        let values: Vec<i128> = pairs.map(|p| wrap(dtype, f(p))).collect();
+        Expected::Bits(Array::integers(dtype, &shape, &values))
     }
 }
 
@@ -182,11 +211,21 @@ fn float(kind: BinaryKind, a: f64, b: f64) -> f64 {
         Max => a.max(b),
         Min => a.min(b),
         Pow => a.powf(b),
+        Atan2 => a.atan2(b),
         _ => panic!("{kind:?} of floats"),
     }
 }
 
-fn integer(kind: BinaryKind, a: i64, b: i64) -> i64 {
+/// What a count that is negative or too large leaves is nothing but the sign.
+fn shift(kind: BinaryKind, a: i128, b: i128, bits: i128) -> i128 {
+    let count = if (0..bits).contains(&b) { b } else { 126 };
+    match kind {
+        BinaryKind::LeftShift => a.wrapping_shl(count as u32),
+        _ => a >> count,
+    }
+}
+
+fn integer(kind: BinaryKind, a: i128, b: i128) -> i128 {
     use BinaryKind::*;
     match kind {
         Add => a.wrapping_add(b),
@@ -197,6 +236,9 @@ fn integer(kind: BinaryKind, a: i64, b: i64) -> i64 {
         Remainder => a.wrapping_rem(b),
         Max => a.max(b),
         Min => a.min(b),
+        BitwiseAnd => a & b,
+        BitwiseOr => a | b,
+        BitwiseXor => a ^ b,
         // 1 over the power, truncated; 0 to a negative power is 0 as a division by it is.
         Pow if b < 0 => match a {
             1 => 1,
@@ -205,7 +247,7 @@ fn integer(kind: BinaryKind, a: i64, b: i64) -> i64 {
             _ => 0,
         },
         Pow => {
-            let (mut result, mut square, mut left) = (1i64, a, b);
+            let (mut result, mut square, mut left) = (1i128, a, b);
             while left > 0 {
                 if left & 1 == 1 {
                     result = result.wrapping_mul(square);
@@ -234,20 +276,20 @@ pub fn select(predicate: &Array, a: &Array, b: &Array) -> Expected {
 /// rounds to nearest, ties to even.
 pub fn cast(to: DType, x: &Array) -> Expected {
     match (x.dtype().is_float(), to.is_float()) {
-        (false, false) => Expected::Bits(Array::ints(to, x.shape(), &x.to_i64())),
+        (false, false) => Expected::Bits(Array::integers(to, x.shape(), &x.to_ints())),
         (true, false) => {
             let (least, most) = int_range(to);
-            let values: Vec<i64> = x
+            let values: Vec<i128> = x
                 .to_f64()
                 .into_iter()
-                // `as` truncates, saturates at the limits of i64 and takes NaN to 0.
-                .map(|v| (v as i64).clamp(least, most))
+                // `as` truncates, saturates at the limits of i128 and takes NaN to 0.
+                .map(|v| (v as i128).clamp(least, most))
                 .collect();
-            Expected::Bits(Array::ints(to, x.shape(), &values))
+            Expected::Bits(Array::integers(to, x.shape(), &values))
         }
         (true, true) => rounded(x.dtype().size() == 8, to, x, x.to_f64()),
         (false, true) => {
-            let exact = x.to_i64().into_iter();
+            let exact = x.to_ints().into_iter();
             let values = match to {
                 DType::F32 => exact.map(|v| f64::from(v as f32)).collect(),
                 _ => exact.map(|v| v as f64).collect(),

@@ -4,13 +4,17 @@
 mod array;
 mod attention;
 mod elementwise;
+mod index;
 mod network;
+mod order;
+mod product;
 mod recurrent;
 mod reduce;
 pub mod sample;
 mod sequence;
 mod shape;
 pub mod special;
+mod window;
 
 pub use array::{Array, extremes, round_to};
 
@@ -82,6 +86,7 @@ pub fn evaluate(op: &Op, inputs: &[Option<&Array>]) -> Vec<Expected> {
         Op::FlashAttention(a) => attention::flash(a, std::array::from_fn(at)),
         Op::CausalConv1d(a) => sequence::causal_conv1d(a, need(0), need(1), at(2), at(3)),
         Op::SelectiveScan(a) => sequence::selective_scan(a, inputs),
+        Op::MambaBlock(_) => panic!("compared with the ops that it is made of"),
         Op::Rope(a) => vec![sequence::rope(a, need(0), need(1))],
         Op::GatedMlp(a) => {
             vec![sequence::gated_mlp(a, need(0), [need(1), need(2), need(3)], at(4))]
@@ -104,5 +109,18 @@ pub fn evaluate(op: &Op, inputs: &[Option<&Array>]) -> Vec<Expected> {
             vec![shape::concatenate(a.axis, &all)]
         }
         Op::Reduce(a) => vec![reduce::reduce(a, need(0))],
+        Op::Dot(a) => vec![product::dot(a, need(0), need(1))],
+        Op::Conv(a) => vec![product::conv(a, need(0), need(1))],
+        Op::Iota(a) => vec![index::iota(a)],
+        Op::Pad(a) => vec![index::pad(a, need(0), need(1))],
+        Op::Reverse(a) => vec![index::reverse(&a.axes, need(0))],
+        Op::Gather(a) => vec![index::gather(a, need(0), need(1))],
+        Op::IndexedAdd(a) => vec![index::indexed(a, true, need(0), need(1), need(2))],
+        Op::IndexedPut(a) => vec![index::indexed(a, false, need(0), need(1), need(2))],
+        Op::Bitcast(a) => vec![index::bitcast(a.r#type, need(0))],
+        Op::Sort(a) => vec![order::sort(a, need(0))],
+        Op::Cumulative(a) => vec![order::cumulative(a, need(0))],
+        Op::WindowReduce(a) => vec![window::reduce(a, need(0))],
+        Op::WindowScatter(a) => vec![window::scatter(a, need(0), need(1), need(2))],
     }
 }

@@ -30,18 +30,24 @@ pub fn argmax(attrs: &Argmax, x: &Array) -> Expected {
     }
     let mut ids = Vec::with_capacity(outer * inner);
     let (floats, ints) =
-        if x.dtype().is_float() { (x.to_f64(), vec![]) } else { (vec![], x.to_i64()) };
+        if x.dtype().is_float() { (x.to_f64(), vec![]) } else { (vec![], x.to_ints()) };
     for o in 0..outer {
         for i in 0..inner {
-            let at = (0..length).map(|j| (o * length + j) * inner + i);
+            let mut at: Vec<usize> = (0..length).map(|j| (o * length + j) * inner + i).collect();
+            // The last of equals is the first from the other end.
+            if attrs.last {
+                at.reverse();
+            }
             let best = if x.dtype().is_float() {
-                let row: Vec<_> = at.map(|a| floats[a]).collect();
+                let sign = if attrs.min { -1.0 } else { 1.0 };
+                let row: Vec<_> = at.iter().map(|&a| sign * floats[a]).collect();
                 first_largest(&row, f64::is_nan, |a, b| a < b)
             } else {
-                let row: Vec<_> = at.map(|a| ints[a]).collect();
+                let sign = if attrs.min { -1 } else { 1 };
+                let row: Vec<_> = at.iter().map(|&a| sign * ints[a]).collect();
                 first_largest(&row, |_| false, |a, b| a < b)
             };
-            ids.push(best as i64);
+            ids.push(if attrs.last { length - 1 - best } else { best } as i64);
         }
     }
     Expected::Bits(Array::ints(DType::S32, &shape, &ids))
@@ -77,20 +83,32 @@ pub fn reduce(attrs: &Reduce, x: &Array) -> Expected {
         (0..rank).filter(|a| !axes.contains(a)).map(|a| x.shape()[a]).collect()
     };
 
+    if attrs.kind.is_predicate() {
+        let truth: Vec<bool> = match x.dtype().is_float() {
+            true => x.to_f64().into_iter().map(|v| v != 0.0).collect(),
+            false => x.to_ints().into_iter().map(|v| v != 0).collect(),
+        };
+        let holds = |m: &Vec<usize>| match attrs.kind {
+            ReduceKind::All => m.iter().all(|&i| truth[i]),
+            _ => m.iter().any(|&i| truth[i]),
+        };
+        let values: Vec<i64> = members.iter().map(|m| holds(m).into()).collect();
+        return Expected::Bits(Array::ints(DType::U8, &shape, &values));
+    }
     if !x.dtype().is_float() {
-        let v = x.to_i64();
+        let v = x.to_ints();
         let fold = |m: &Vec<usize>| {
             let items = m.iter().map(|&i| v[i]);
             match attrs.kind {
-                ReduceKind::Sum => items.fold(0, i64::wrapping_add),
-                ReduceKind::Product => items.fold(1, i64::wrapping_mul),
-                ReduceKind::Max => items.fold(int_range(x.dtype()).0, i64::max),
-                ReduceKind::Min => items.fold(int_range(x.dtype()).1, i64::min),
-                ReduceKind::Mean => panic!("no mean of integers"),
+                ReduceKind::Sum => items.fold(0, i128::wrapping_add),
+                ReduceKind::Product => items.fold(1, i128::wrapping_mul),
+                ReduceKind::Max => items.fold(int_range(x.dtype()).0, i128::max),
+                ReduceKind::Min => items.fold(int_range(x.dtype()).1, i128::min),
+                kind => panic!("no {kind:?} of integers"),
             }
         };
         let values: Vec<_> = members.iter().map(|m| wrap(x.dtype(), fold(m))).collect();
-        return Expected::Bits(Array::ints(x.dtype(), &shape, &values));
+        return Expected::Bits(Array::integers(x.dtype(), &shape, &values));
     }
 
     let v = x.to_f64();
@@ -108,6 +126,7 @@ pub fn reduce(attrs: &Reduce, x: &Array) -> Expected {
             ReduceKind::Max | ReduceKind::Min if nan => (f64::NAN, 0.0),
             ReduceKind::Max => (items().fold(f64::NEG_INFINITY, f64::max), 0.0),
             ReduceKind::Min => (items().fold(f64::INFINITY, f64::min), 0.0),
+            kind => panic!("{kind:?} gives no float"),
         };
         values.push(value);
         squares += if energy.is_finite() { energy } else { 0.0 };

@@ -104,7 +104,7 @@ pub fn sample(attrs: &Sample, logits: &Array, counter: &Array) -> Vec<Expected> 
     let count = counter.to_i64()[0] as i32;
     let next = Array::ints(DType::S32, &[], &[count.wrapping_add(1).into()]);
     let ids = if attrs.temperature == 0.0 {
-        argmax(&Argmax { axis: -1, keep_axis: false }, logits)
+        argmax(&Argmax { axis: -1, keep_axis: false, min: false, last: false }, logits)
     } else {
         let width = *logits.shape().last().unwrap();
         let rows = logits.to_f64();

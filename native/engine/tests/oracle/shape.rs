@@ -21,12 +21,12 @@ pub fn indices(shape: &[usize]) -> Vec<Vec<usize>> {
 }
 
 /// The place of an index in a row-major tensor.
-fn offset(shape: &[usize], index: &[usize]) -> usize {
+pub fn offset(shape: &[usize], index: &[usize]) -> usize {
     shape.iter().zip(index).fold(0, |at, (&length, &i)| at * length + i)
 }
 
 /// A tensor whose element at each index is the one of `x` that `from` names.
-fn gather(x: &Array, shape: &[usize], from: impl Fn(&[usize]) -> Vec<usize>) -> Expected {
+pub fn gather(x: &Array, shape: &[usize], from: impl Fn(&[usize]) -> Vec<usize>) -> Expected {
     let mut bytes = Vec::new();
     for index in indices(shape) {
         bytes.extend_from_slice(x.element(offset(x.shape(), &from(&index))));

@@ -33,6 +33,50 @@ pub fn erf(x: f64) -> f64 {
     FRAC_2_SQRT_PI * (-x * x).exp() * sum
 }
 
+/// The x of erf x = y, found by halving: on erfc where erf is near 1.
+pub fn erf_inv(y: f64) -> f64 {
+    if y.is_nan() || y.abs() > 1.0 {
+        return f64::NAN;
+    }
+    if y == 0.0 || y.abs() == 1.0 {
+        return if y == 0.0 { y } else { f64::INFINITY.copysign(y) };
+    }
+    let a = y.abs();
+    // Small numbers need their relative precision: erf is a line there.
+    if a < 1e-9 {
+        return y / FRAC_2_SQRT_PI;
+    }
+    let below = |x: f64| if a > 0.5 { erfc(x) > 1.0 - a } else { erf(x) < a };
+    let (mut low, mut high) = (0.0, 6.0);
+    for _ in 0..200 {
+        let middle = 0.5 * (low + high);
+        if below(middle) { low = middle } else { high = middle }
+    }
+    low.copysign(y)
+}
+
+pub fn asinh(x: f64) -> f64 {
+    let a = x.abs();
+    // ln(a + √(a² + 1)), and its limit where a² overflows.
+    let y = if a > 1e150 { a.ln() + 2f64.ln() } else { (a + a * a / (1.0 + a.hypot(1.0))).ln_1p() };
+    y.copysign(x)
+}
+
+pub fn acosh(x: f64) -> f64 {
+    if x < 1.0 {
+        return f64::NAN;
+    }
+    if x > 1e150 {
+        return x.ln() + 2f64.ln();
+    }
+    let over = x - 1.0;
+    (over + (over * (x + 1.0)).sqrt()).ln_1p()
+}
+
+pub fn atanh(x: f64) -> f64 {
+    (0.5 * (2.0 * x.abs() / (1.0 - x.abs())).ln_1p()).copysign(x)
+}
+
 pub fn sigmoid(x: f64) -> f64 {
     // exp of a number that is not positive can't overflow.
     let e = (-x.abs()).exp();

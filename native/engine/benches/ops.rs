@@ -1,37 +1,37 @@
-//! The CPU device's kernels at the shapes of a policy's frame, and a few larger ones.
+//! For daily work: eager ops at the shapes of a policy's frame, and a few larger ones.
+//! `NITROX_BENCH_DEVICE=cuda` takes the GPU instead of the CPU; what the host spends is in it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod cases;
+
 use std::hint::black_box;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use half::{bf16, f16};
 use nitrox_engine::op::*;
-use nitrox_engine::{DType, Device, Id, Spec, Tensor};
+use nitrox_engine::{DType, Device, Id, Tensor};
 
-/// Values in -1..1 times `scale`, the same each time.
+/// Values in -scale..scale.
 fn tensor(device: &Device, dtype: DType, shape: &[usize], scale: f32) -> Tensor {
-    let spec = Spec::new(dtype, shape).unwrap();
-    let mut state = 0x2545_F491u32;
-    let mut bytes = Vec::with_capacity(spec.bytes());
-    for _ in 0..spec.len() {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        let x = ((state >> 8) as f32 / (1 << 23) as f32 - 1.0) * scale;
-        match dtype {
-            DType::F16 => bytes.extend(f16::from_f32(x).to_ne_bytes()),
-            DType::BF16 => bytes.extend(bf16::from_f32(x).to_ne_bytes()),
-            _ => bytes.extend(x.to_ne_bytes()),
-        }
-    }
-    Tensor::from_bytes(device, spec, &bytes).unwrap()
+    cases::tensor(device, dtype, shape, [-scale, scale])
 }
 
 fn benches(c: &mut Criterion) {
-    let device = Device::open(Id::Cpu, None).unwrap();
-    let mut group = c.benchmark_group("cpu");
+    let (name, id) = match std::env::var("NITROX_BENCH_DEVICE").as_deref() {
+        Ok("cuda") => ("cuda", Id::Cuda(0)),
+        _ => ("cpu", Id::Cpu),
+    };
+    let device = Device::open(id, None).unwrap();
+    let mut group = c.benchmark_group(name);
     group.warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(1));
     let mut case = |name: String, op: Op, inputs: &[Option<&Tensor>]| {
-        group.bench_function(name, |b| b.iter(|| device.run(black_box(&op), inputs).unwrap()));
+        let run = |count| {
+            let start = Instant::now();
+            (0..count).for_each(|_| drop(device.run(black_box(&op), inputs).unwrap()));
+            device.synchronize().unwrap();
+            start.elapsed()
+        };
+        group.bench_function(name, |b| b.iter_custom(run));
     };
 
     for dtype in [DType::F32, DType::BF16, DType::F16] {
@@ -85,5 +85,5 @@ fn benches(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(cpu, benches);
-criterion_main!(cpu);
+criterion_group!(ops, benches);
+criterion_main!(ops);

@@ -1,0 +1,90 @@
+//! One op at a time on the GPU, beside `bench/peers.py`: the median of CUDA-graph replays of many
+//! calls in a row, less those of one call, so that only the calls are in the figure.
+//!
+//! `cargo bench --bench gpu -- [part of a name …]` prints a JSON line a case, as
+//! `bench/results/h200.jsonl` keeps them. `NITROX_COMMIT` and `NITROX_DATE` say what was timed.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod cases;
+
+use std::time::{Duration, Instant};
+
+use cases::{Case, cases};
+use nitrox_engine::Tensor;
+use nitrox_engine::device::{Device, Id};
+use nitrox_engine::program::{Graph, Mode, Node, Options, Program, Ref, Started};
+
+/// What a graph should take at least, so that its launch is lost in it.
+const GRAPH: f64 = 3000.0;
+const MOST_CALLS: usize = 200;
+const TIME: Duration = Duration::from_millis(150);
+
+/// µs of a graph of so many calls.
+fn time(device: &Device, case: &Case, given: &[Option<Tensor>], calls: usize) -> f64 {
+    let mut next = 0..;
+    let refs: Vec<_> =
+        given.iter().map(|t| t.as_ref().and_then(|_| next.next().map(Ref::Param))).collect();
+    let nodes = (0..calls)
+        .map(|i| {
+            let mut inputs = refs.clone();
+            if i > 0 && chains(case) {
+                inputs[0] = Some(Ref::Node(i - 1, 0));
+            }
+            Node { op: case.op.clone(), inputs }
+        })
+        .collect();
+    // What nobody reads is computed all the same, in the order given.
+    let outputs = vec![Ref::Node(calls - 1, case.output)];
+    let graph = Graph { nodes, inputs: vec![], outputs, next_state: vec![] };
+    let options = Options { readback: false, instances: 1 };
+    let params = given.iter().flatten().cloned().collect();
+    let program = Program::compile(device, graph, params, vec![], options).unwrap();
+    let (mut times, began) = (Vec::new(), Instant::now());
+    while times.len() < 5 || began.elapsed() < TIME {
+        let start = Instant::now();
+        let Started::Done(_outputs) = program.run(&[], Mode::Block).unwrap() else {
+            panic!("a blocking run is done when it returns")
+        };
+        device.synchronize().unwrap();
+        times.push(start.elapsed().as_secs_f64() * 1e6);
+    }
+    times.drain(..times.len() / 10); // the first runs load and warm up
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
+}
+
+/// Whether a call's first output can be the next one's first input.
+fn chains(case: &Case) -> bool {
+    use nitrox_engine::op::Op;
+    match (&case.op, &case.inputs[..]) {
+        (Op::Dense(_), [Some((_, x, _)), Some((_, w, _)), ..]) => x.last() == w.last(),
+        _ => true,
+    }
+}
+
+fn main() {
+    let wanted: Vec<_> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
+    let device = match Device::open(Id::Cuda(0), None) {
+        Ok(device) => device,
+        Err(error) => return println!("left out: {error}"),
+    };
+    let said = |name| std::env::var(name).unwrap_or_default();
+    let (commit, date) = (said("NITROX_COMMIT"), said("NITROX_DATE"));
+    let named = |c: &Case| wanted.is_empty() || wanted.iter().any(|w| c.name.contains(w));
+    for case in cases().into_iter().filter(named) {
+        let given = case.tensors(&device);
+        let specs: Vec<_> = given.iter().map(|t| t.as_ref().map(Tensor::spec)).collect();
+        let explained = device.explain(&case.op, &specs).unwrap();
+        let one = time(&device, &case, &given, 1);
+        let calls = ((GRAPH / one).ceil() as usize).clamp(8, MOST_CALLS);
+        let many = time(&device, &case, &given, calls + 1);
+        println!(
+            "{{\"case\": \"{}\", \"variant\": \"{}\", \"launches\": {}, \"us\": {:.2}, \
+             \"commit\": \"{commit}\", \"date\": \"{date}\"}}",
+            case.name,
+            explained.variant,
+            explained.launches,
+            (many - one) / calls as f64 * case.layers as f64
+        );
+    }
+}

@@ -1,0 +1,7 @@
+//! Programs of which ops were fused, against the same ops run one by one, and that no others are. What
+//! the passes do with a graph is tested where they are written.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod harness;
+mod mamba;
+mod norms;

@@ -1,0 +1,173 @@
+use nitrox_engine::op::*;
+use nitrox_engine::program::{Graph, Node, Ref};
+use nitrox_engine::{DType, Device, Id, Spec, Tensor, infer};
+use serde::Deserialize;
+use serde::de::value::{Error as Refusal, MapDeserializer};
+
+use crate::harness::{Builder, DTYPES, Report, cuda};
+
+const BATCHES: [usize; 5] = [1, 2, 3, 8, 9];
+const WIDTHS: [usize; 7] = [1, 3, 31, 256, 257, 1000, 2048];
+/// Of x; the norms' rows come out of a layer.
+const FEATURES: usize = 24;
+/// Columns of the two heads: whole packs in every type, and none.
+const HEADS: [usize; 2] = [64, 53];
+
+/// The units of a recurrent node, by its bias.
+fn hidden(b: &Builder, node: &Node) -> usize {
+    let at = if matches!(node.op, Op::Lstm(_)) { 5 } else { 4 };
+    match node.inputs[at] {
+        Some(Ref::Param(i)) => b.params[i].spec().last() / 4,
+        _ => panic!("a layer without a bias"),
+    }
+}
+
+/// Every state is {batch, units}, as an output of a node with such a bias.
+fn recurrent_states(b: &mut Builder, graph: &Graph) -> Vec<Tensor> {
+    let shape = |next: &Ref| {
+        let Ref::Node(n, _) = next else { panic!("a state that is no node's") };
+        [graph.inputs[0].shape()[0], hidden(b, &graph.nodes[*n])]
+    };
+    let shapes: Vec<_> = graph.next_state.iter().map(shape).collect();
+    shapes.into_iter().map(|shape| b.random(&shape, 0.0, 1.0)).collect()
+}
+
+fn recurrent_programs(name: &str, gates: usize) {
+    let Some(device) = cuda(name) else { return };
+    let mut report = Report::default();
+    for dtype in DTYPES {
+        for width in WIDTHS {
+            let mut b = Builder::new(&device, dtype);
+            let second = if width <= 257 { width } else { 40 };
+            let states = gates - 2;
+            for batch in BATCHES {
+                let x = b.reshape(Ref::Input(0), &[batch, 1, FEATURES]);
+                let first = b.recurrent(x, gates, 0, FEATURES, width);
+                let x = b.norm(Ref::Node(first, 0), width, gates == 4);
+                let last = b.recurrent(x, gates, states, width, second);
+                let x = b.norm(Ref::Node(last, 0), second, gates == 3);
+                let x = b.reshape(x, &[batch, second]);
+                let head = b.dense(x, second, HEADS[gates - 3]);
+                let next = |n: usize| (0..states).map(move |k| Ref::Node(n, k + 1));
+                let graph = b.graph(
+                    &[batch, FEATURES],
+                    vec![head],
+                    next(first).chain(next(last)).collect(),
+                );
+                let rows = if batch == 1 { 1 } else { 8 };
+                let layer = batch <= 8 && (width + second) * rows <= 4096;
+                let kernels = 5 - usize::from(layer) - usize::from(batch <= 8);
+                let what = format!("{name} {dtype} batch {batch} width {width}");
+                let state = recurrent_states(&mut b, &graph);
+                report.check(&what, &mut b, graph, state, [kernels, 5]);
+            }
+        }
+    }
+    report.finish(name);
+}
+
+#[test]
+fn lstm_norm_lstm_norm_dense() {
+    recurrent_programs("lstm_norm_lstm_norm_dense", 4);
+}
+
+#[test]
+fn gru_norm_gru_norm_dense() {
+    recurrent_programs("gru_norm_gru_norm_dense", 3);
+}
+
+#[test]
+fn dense_norm_two_heads() {
+    let name = "dense_norm_two_heads";
+    let Some(device) = cuda(name) else { return };
+    let mut report = Report::default();
+    for dtype in DTYPES {
+        for (width, centred) in WIDTHS.into_iter().flat_map(|w| [(w, true), (w, false)]) {
+            let mut b = Builder::new(&device, dtype);
+            for batch in BATCHES {
+                let x = b.dense(Ref::Input(0), FEATURES, width);
+                let x = b.norm(x, width, centred);
+                let heads = HEADS.map(|columns| b.dense(x, width, columns)).to_vec();
+                let graph = b.graph(&[batch, FEATURES], heads, vec![]);
+                // The kernel for columns that are no whole packs holds one row or eight.
+                let rows = if batch == 1 { 1 } else { 8 };
+                let fused = batch <= 8 && width * rows <= 4096;
+                let what = format!("{name} {dtype} batch {batch} width {width} {centred}");
+                let kernels = 4 - usize::from(fused);
+                report.check(&what, &mut b, graph, vec![], [kernels, 4]);
+            }
+        }
+    }
+    report.finish(name);
+}
+
+/// A dense op with a norm of x in it: the op, and the specs of its inputs.
+fn fused_dense(rows: usize, beta: bool) -> (Op, Vec<Option<Spec>>) {
+    let norm = Some(FusedNorm { centred: true, epsilon: 1e-5 });
+    let spec = |shape: &[usize]| Some(Spec::new(DType::F32, shape).unwrap());
+    let beta = if beta { spec(&[8]) } else { None };
+    let inputs = vec![spec(&[rows, 8]), spec(&[8, 16]), None, None, spec(&[8]), beta];
+    (Op::Dense(Dense { activation: Activation::None, norm }), inputs)
+}
+
+#[test]
+fn a_fused_norm_has_its_inputs_checked() {
+    let specs = |inputs: &[Option<Spec>]| {
+        let (op, _) = fused_dense(2, true);
+        infer(&op, &inputs.iter().map(Option::as_ref).collect::<Vec<_>>())
+    };
+    let (_, inputs) = fused_dense(2, true);
+    assert_eq!(specs(&inputs).unwrap()[0].shape(), [2, 16]);
+    assert!(specs(&inputs[..4]).unwrap_err().to_string().contains("gamma"));
+    assert!(specs(&inputs[..5]).unwrap_err().to_string().contains("beta"));
+    let mut long = inputs.clone();
+    long[5] = Some(Spec::new(DType::F32, [9]).unwrap());
+    assert!(specs(&long).is_err());
+    let plain = Op::Dense(Dense { activation: Activation::None, norm: None });
+    assert!(infer(&plain, &inputs.iter().map(Option::as_ref).collect::<Vec<_>>()).is_err());
+}
+
+#[test]
+fn a_fused_norm_comes_from_no_caller() {
+    type Fields =
+        MapDeserializer<'static, std::vec::IntoIter<(&'static str, &'static str)>, Refusal>;
+    let fields = |more: &[(&'static str, &'static str)]| -> Fields {
+        let all = [&[("activation", "relu")], more].concat();
+        MapDeserializer::new(all.into_iter())
+    };
+    let plain = Dense { activation: Activation::Relu, norm: None };
+    assert_eq!(Dense::deserialize(fields(&[])).unwrap(), plain);
+    let refused = Dense::deserialize(fields(&[("norm", "layer")])).unwrap_err().to_string();
+    assert!(refused.contains("unknown field `norm`"), "{refused}");
+}
+
+#[test]
+fn the_cpu_takes_no_fused_norm() {
+    let device = Device::open(Id::Cpu, None).unwrap();
+    assert_eq!(run_fused(&device, 2), "internal");
+}
+
+/// The reason of the error that an eager fused op gives.
+fn run_fused(device: &Device, rows: usize) -> &'static str {
+    let (op, inputs) = fused_dense(rows, true);
+    let zeros =
+        |spec: Spec| Tensor::from_bytes(device, spec.clone(), &vec![0; spec.bytes()]).unwrap();
+    let inputs: Vec<_> = inputs.into_iter().map(|spec| spec.map(zeros)).collect();
+    let inputs: Vec<_> = inputs.iter().map(Option::as_ref).collect();
+    device.run(&op, &inputs).map_or_else(|error| error.reason(), |_| "none")
+}
+
+#[test]
+fn the_gpu_says_what_it_does_and_refuses_what_it_cannot() {
+    let Some(device) = cuda("the_gpu_says_what_it_does_and_refuses_what_it_cannot") else { return };
+    let explain = |rows| {
+        let (op, inputs) = fused_dense(rows, true);
+        device.explain(&op, &inputs.iter().map(Option::as_ref).collect::<Vec<_>>())
+    };
+    let explanation = explain(2).unwrap();
+    assert_eq!(explanation.launches, 1);
+    let ends = "with the layer norm of x in its prologue";
+    assert!(explanation.why.ends_with(ends), "{}", explanation.why);
+    assert_eq!(explain(9).unwrap_err().reason(), "internal");
+    assert_eq!((run_fused(&device, 8), run_fused(&device, 9)), ("none", "internal"));
+}
