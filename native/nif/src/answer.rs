@@ -6,6 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use nitrox_engine::{Error, Pending, device::Id};
 use rustler::{Atom, Encoder, Env, Term};
 
+use crate::events;
 use crate::programs;
 use crate::term::DecodeError;
 
@@ -44,7 +45,9 @@ impl From<DecodeError> for Instead {
 
 /// Runs a NIF's body. A panic ends here, as an `:internal` error.
 pub fn answer<'a>(env: Env<'a>, body: impl FnOnce() -> Answer<Term<'a>>) -> Term<'a> {
-    match catch_unwind(AssertUnwindSafe(body)) {
+    let answer = catch_unwind(AssertUnwindSafe(body));
+    events::pass_on(env);
+    match answer {
         Ok(Ok(value)) => (atoms::ok(), value).encode(env),
         Ok(Err(Instead::Refused(error))) => refusal(
             env,

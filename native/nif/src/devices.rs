@@ -4,6 +4,7 @@ use std::sync::{Mutex, PoisonError, RwLock};
 
 use nitrox_engine::cuda::Cuda;
 use nitrox_engine::device::Id;
+use nitrox_engine::pool::Stats;
 use nitrox_engine::{Device, Error};
 use rustler::{Atom, Encoder, Env, LocalPid, Term};
 
@@ -110,12 +111,15 @@ pub fn synchronize<'a>(env: Env<'a>, device: Term<'a>) -> Answer<Term<'a>> {
 }
 
 pub fn trim<'a>(env: Env<'a>, device: Term<'a>) -> Answer<Term<'a>> {
-    get(device)?.pool().trim();
+    get(device)?.trim();
     Ok(atoms::ok().to_term(env))
 }
 
 pub fn memory_stats<'a>(env: Env<'a>, device: Term<'a>) -> Answer<Term<'a>> {
-    let stats = get(device)?.stats();
+    stats(env, &get(device)?.stats())
+}
+
+pub fn stats<'a>(env: Env<'a>, stats: &Stats) -> Answer<Term<'a>> {
     let limit = stats.limit.map_or(atoms::nil().to_term(env), |l| l.encode(env));
     map(
         env,

@@ -5,21 +5,53 @@
 
 mod answer;
 mod devices;
+mod doctor;
+mod events;
 mod programs;
 mod tensors;
 mod term;
 mod weights;
 
+use std::time::Instant;
+
+use rustler::schedule::consume_timeslice;
 use rustler::{Env, Term};
 
 use answer::answer;
 use tensors::On::{Dirty, Normal};
+
+/// Has the VM count the time of a call on a normal scheduler, by its end. A process that calls one
+/// after the other would else keep its scheduler, since to the VM each call is as good as nothing:
+/// frames back to back held up others for 30 ms.
+struct Turn<'a> {
+    env: Env<'a>,
+    began: Option<Instant>,
+}
+
+impl<'a> Turn<'a> {
+    fn begin(env: Env<'a>, normal: bool) -> Self {
+        Turn { env, began: normal.then(Instant::now) }
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        /// A turn is of 4000 reductions, for which Erlang's own code takes some 0.3 ms.
+        const MICROS_A_PERCENT: u128 = 3;
+        let Some(began) = self.began else { return };
+        let percent = began.elapsed().as_micros() / MICROS_A_PERCENT;
+        if percent > 0 {
+            consume_timeslice(self.env, percent.min(100) as i32);
+        }
+    }
+}
 
 macro_rules! nifs {
     ($($schedule:literal $name:ident($($arg:ident),*) => $body:path $(, $on:ident)?;)*) => {
         $(
             #[rustler::nif(schedule = $schedule)]
             fn $name<'a>(env: Env<'a>, $($arg: Term<'a>),*) -> Term<'a> {
+                let _turn = Turn::begin(env, $schedule == "Normal");
                 answer(env, || $body(env, $($on,)? $($arg),*))
             }
         )*
@@ -34,6 +66,8 @@ nifs! {
     "DirtyIo" synchronize(device) => devices::synchronize;
     "DirtyIo" trim(device) => devices::trim;
     "DirtyIo" memory_stats(device) => devices::memory_stats;
+    "DirtyIo" survey() => doctor::survey;
+    "Normal" listen(pid) => events::listen;
 
     "Normal" from_binary(device, spec, bytes) => tensors::from_binary, Normal;
     "DirtyIo" from_binary_dirty(device, spec, bytes) => tensors::from_binary, Dirty;
@@ -42,6 +76,8 @@ nifs! {
     "Normal" copy(tensor, device) => tensors::copy, Normal;
     "DirtyIo" copy_dirty(tensor, device) => tensors::copy, Dirty;
     "Normal" deallocate(tensor) => tensors::deallocate;
+    "DirtyIo" address(tensor) => tensors::address;
+    "DirtyIo" adopt(device, spec, address, owner) => tensors::adopt;
 
     "Normal" run(device, op, inputs) => tensors::run, Normal;
     "DirtyCpu" run_dirty(device, op, inputs) => tensors::run, Dirty;
@@ -55,6 +91,8 @@ nifs! {
     "DirtyCpu" session_new(program) => programs::session_new;
     "Normal" session_step(session, feeds) => programs::step, Normal;
     "DirtyIo" session_step_dirty(session, feeds) => programs::step, Dirty;
+    "Normal" session_prepare(session) => programs::prepare, Normal;
+    "DirtyIo" session_prepare_dirty(session) => programs::prepare, Dirty;
     "DirtyIo" session_snapshot(session) => programs::snapshot;
     "DirtyIo" session_restore(session, state) => programs::restore;
     "DirtyIo" session_fork(session) => programs::fork;

@@ -111,6 +111,13 @@ pub fn step<'a>(env: Env<'a>, on: On, term: Term<'a>, feeds: Term<'a>) -> Answer
     with_feeds(feeds, |feeds| started(env, session.step(feeds, mode(on))?))
 }
 
+pub fn prepare<'a>(env: Env<'a>, on: On, term: Term<'a>) -> Answer<Term<'a>> {
+    match session(term)?.prepare(mode(on))? {
+        true => Ok(atoms::ok().to_term(env)),
+        false => Err(Instead::Heavy),
+    }
+}
+
 /// The results of a run that was pending.
 pub fn wait<'a>(env: Env<'a>, term: Term<'a>) -> Answer<Term<'a>> {
     let Some(handle) = term.try_get_resource::<PendingHandle>() else {

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use nitrox_engine::{DType, Device, Error, Op, Spec, Tensor, Weight, infer};
-use rustler::{Binary, Encoder, Env, OwnedBinary, Resource, ResourceArc, Term};
+use rustler::{Binary, Encoder, Env, OwnedBinary, OwnedEnv, Resource, ResourceArc, Term};
 
 use crate::answer::{Answer, Instead, atom};
 use crate::devices;
@@ -158,6 +158,41 @@ pub fn deallocate<'a>(env: Env<'a>, tensor: Term<'a>) -> Answer<Term<'a>> {
     }
 }
 
+/// Where a tensor's elements are, once the work that writes them is done, and their bytes.
+pub fn address<'a>(env: Env<'a>, tensor: Term<'a>) -> Answer<Term<'a>> {
+    let tensor = get("tensor", tensor)?;
+    tensor.device().synchronize()?;
+    Ok((tensor.addr(), tensor.spec().bytes()).encode(env))
+}
+
+/// A tensor of memory that is not ours. `owner` is any term, kept for as long as the memory is
+/// read; what else keeps that memory there is the caller's word.
+pub fn adopt<'a>(
+    env: Env<'a>,
+    device: Term<'a>,
+    spec_of: Term<'a>,
+    address: Term<'a>,
+    owner: Term<'a>,
+) -> Answer<Term<'a>> {
+    let device = devices::get(device)?;
+    let spec = spec("", spec_of)?;
+    let address: u64 = decode("address", address)?;
+    let kept = OwnedEnv::new();
+    kept.save(owner);
+    // SAFETY: the word of who calls `Nx.from_pointer`.
+    let tensor = unsafe { Tensor::adopt(&device, spec, address, Box::new(Mutex::new(kept))) }?;
+    Ok(make(env, tensor))
+}
+
+/// A tensor's reference, or `{type, bytes}`: a number, as a tensor of no axes.
+fn operand(device: &Device, what: &str, term: Term) -> Answer<Arc<Tensor>> {
+    let Ok((dtype, bytes)) = term.decode::<(Term, Term)>() else { return get(what, term) };
+    let dtype: DType = decode(&format!("{what}.type"), dtype)?;
+    let bytes =
+        Binary::from_term(bytes).map_err(|_| DecodeError::expected("a binary", bytes).of(what))?;
+    Ok(Arc::new(Tensor::scalar(device, dtype, bytes.as_slice())?))
+}
+
 /// Runs one op: `[{reference, {type, shape}}]`.
 pub fn run<'a>(
     env: Env<'a>,
@@ -168,7 +203,7 @@ pub fn run<'a>(
 ) -> Answer<Term<'a>> {
     let device = devices::get(device)?;
     let op: Op = decode("op", op)?;
-    let tensors = optional("inputs", inputs, get)?;
+    let tensors = optional("inputs", inputs, |what, term| operand(&device, what, term))?;
     let inputs: Vec<_> = tensors.iter().map(Option::as_deref).collect();
     if on == On::Normal {
         let specs: Vec<_> = inputs.iter().map(|t| t.map(Tensor::spec)).collect();
