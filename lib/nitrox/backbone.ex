@@ -16,8 +16,17 @@ defmodule Nitrox.Backbone do
 
     * `:mlp` - dense layers with ReLU
     * `:lstm`, `:gru` - recurrent layers, each followed by a layer norm
+    * `:mamba` - Mamba blocks, each on its normalised input and added to it
+    * `:attention` - attention over the last frames, whose keys and values lie in a ring on the device,
+      and a feed-forward block; rotary positions
+    * `:jamba` - Mamba blocks, and every third layer one of attention
 
-  and after the last layer of each a dense head to `outputs` logits.
+  and after the last layer of each a dense head to `outputs` logits. The last three keep one width from
+  layer to layer: features come to it by a dense layer, an embedding has it, and an RMS norm stands
+  before the head.
+
+  A game may run for ever, but for the number of its frames, by which attention places its keys: it has
+  32 bits, and after 2^31 frames, more than a year at 60 a second, such a policy has to begin anew.
 
   ## Config
 
@@ -25,28 +34,45 @@ defmodule Nitrox.Backbone do
       `{:tokens, vocabulary, width}`, one `{:s, 32}` token a frame, looked up in an embedding
     * `:hidden` - the width of each layer, `[256, 256]`
     * `:outputs` - how many logits
-    * `:context` - `:mlp` only: the net sees the last n frames, kept as a ring in its state, which
-      begins with token 0 or zeros (default: the one frame)
+    * `:context` - `:mlp`: the net sees the last n frames, kept as a ring in its state, which
+      begins with token 0 or zeros (default: the one frame). `:attention`, `:jamba`: each layer of
+      attention sees the last n frames of what is before it (default 60)
+    * `:state` (16), `:expand` (2), `:conv` (4), `:dt_rank` (a sixteenth of the width) - of Mamba's
+      blocks: numbers a channel, channels for each of the width, frames of the convolution, and the
+      rank of the time steps
+    * `:heads` (4), `:ffn` (the width) - of layers of attention: into how many heads the width is
+      divided, and how wide the feed-forward block is
+    * `:attention_every` - `:jamba`: 3 for every third layer
 
   ## Weights
 
-  A map, or a `Nitrox.Weights` file, of `embedding.table {vocabulary, width}` (for tokens),
-  `layers.N.w`, `layers.N.b` (mlp) or `layers.N.wi`, `.wh`, `.b`, `.norm.gamma`, `.norm.beta` (as
-  `Nitrox.lstm/6` and `Nitrox.gru/6` take them), `head.w`, `head.b`.
+  A map, or a `Nitrox.Weights` file, of `embedding.table {vocabulary, width}` (for tokens), `head.w`,
+  `head.b`, and for layer N
+
+    * mlp: `layers.N.w`, `.b`
+    * lstm, gru: `.wi`, `.wh`, `.b`, `.norm.gamma`, `.norm.beta`, as `Nitrox.lstm/6` and `Nitrox.gru/6`
+      take them
+    * mamba, of width D, with E = expand · D, N states and rank R: `.norm.gamma {D}`, `.in.w {D, 2E}`
+      (what is scanned, then the gate), `.conv.w {K, E}`, `.conv.b {E}`, `.x.w {E, R + 2N}` (dt, b, c),
+      `.dt.w {R, E}`, `.dt.b {E}`, `.a {E, N}` (A itself, negative), `.d {E}`, `.out.w {E, D}`
+    * attention, of width D: `.norm.gamma {D}`, `.qkv.w {D, 3D}` (q, k, v, each of them head by head),
+      `.out.w {D, D}`, `.ffn.norm.gamma {D}`, `.up.w {D, F}`, `.up.b`, `.down.w {F, D}`, `.down.b`
+
+  and for these two kinds and jamba `norm.gamma {D}`, and for features `input.w {n, D}`, `input.b {D}`.
   """
 
   import Nitrox.Options, only: [fail!: 2]
 
-  alias Nitrox.{Backbone, Options, Program, Session, Tensor, Weights}
-  alias Nitrox.Backbone.Context
+  alias Nitrox.{Options, Program, Session, Tensor, Weights}
+  alias Nitrox.Backbone.{Attention, Config, Context}
 
-  @layers %{mlp: Backbone.Mlp, lstm: Backbone.Lstm, gru: Backbone.Gru}
-  @kinds Enum.sort(Map.keys(@layers))
+  @residual Config.residual()
+  @attending Config.attending()
 
   @enforce_keys [:kind, :input, :hidden, :outputs, :params, :type, :device]
-  defstruct [:kind, :input, :hidden, :outputs, :context, :params, :type, :device, metadata: %{}]
+  defstruct @enforce_keys ++ [context: nil, sizes: %{}, metadata: %{}]
 
-  @type kind :: :mlp | :lstm | :gru
+  @type kind :: :mlp | :lstm | :gru | :mamba | :attention | :jamba
   @type input :: {:features, pos_integer()} | {:tokens, pos_integer(), pos_integer()}
   @type params :: %{String.t() => Tensor.t()}
 
@@ -59,6 +85,7 @@ defmodule Nitrox.Backbone do
           hidden: [pos_integer()],
           outputs: pos_integer(),
           context: %Context{} | nil,
+          sizes: %{atom() => pos_integer()},
           params: params(),
           type: Nitrox.type(),
           device: Nitrox.Device.t(),
@@ -73,9 +100,9 @@ defmodule Nitrox.Backbone do
   """
   @spec new(kind(), keyword(), Weights.t() | params(), keyword()) :: t()
   def new(kind, config, weights, opts \\ []) do
-    config = config!(kind, config)
+    config = Config.new(kind, config)
     opts = Options.validate!(:backbone, opts, placing())
-    layout = layout(config)
+    layout = Config.layout(config)
 
     params =
       case weights do
@@ -95,19 +122,21 @@ defmodule Nitrox.Backbone do
   end
 
   @doc """
-  A backbone of random weights: uniform, with deviation 1/√fan-in. The same `:seed` (default 0) gives
-  the same weights. Other options are those of `new/4`.
+  A backbone of random weights: uniform, with deviation 1/√fan-in, but for what Mamba's authors start
+  otherwise (`a`, `d` and `dt.b`). The same `:seed` (default 0) gives the same weights. Other options
+  are those of `new/4`.
   """
   @spec init(kind(), keyword(), keyword()) :: t()
   def init(kind, config, opts \\ []) do
-    config = config!(kind, config)
+    config = Config.new(kind, config)
     opts = Options.validate!(:backbone, opts, [seed: {0, Options.integer()}] ++ placing())
     device = opts.device || Nitrox.Device.default()
 
     {params, _} =
-      Enum.map_reduce(layout(config), :rand.seed_s(:exsss, opts.seed), fn {name, shape, draw},
-                                                                          rand ->
-        {binary, rand} = draw(draw, Tuple.product(shape), rand)
+      Enum.map_reduce(Config.layout(config), :rand.seed_s(:exsss, opts.seed), fn {name, shape,
+                                                                                  draw},
+                                                                                 rand ->
+        {binary, rand} = Config.draw(draw, shape, rand)
         tensor = Nitrox.from_binary(binary, {:f, 32}, shape, device: device)
         {{name, Nitrox.cast(tensor, opts.type)}, rand}
       end)
@@ -116,58 +145,34 @@ defmodule Nitrox.Backbone do
   end
 
   @doc """
-  A backbone from a safetensors file whose metadata names its kind (`backbone`); the sizes are read
-  from the tensors' shapes. Options are those of `new/4`.
+  A backbone from a safetensors file whose metadata names its kind (`backbone`), and where it attends
+  also `heads` and `context`; the other sizes are read from the tensors' shapes. Options are those of
+  `new/4`.
   """
   @spec load(Path.t(), keyword()) :: t()
   def load(path, opts \\ []) do
     weights = Weights.open(path)
-    kind = Enum.find(@kinds, &(Atom.to_string(&1) == Weights.metadata(weights)["backbone"]))
-
-    if kind == nil do
-      fail!(
-        :backbone,
-        "#{path}: its metadata must name a backbone, one of #{Enum.join(@kinds, ", ")}"
-      )
-    end
-
-    {input_weight, gates} = @layers[kind].sizes()
-
-    sizes =
-      Stream.iterate(0, &(&1 + 1))
-      |> Stream.map(&"layers.#{&1}.#{input_weight}")
-      |> Stream.take_while(&(&1 == "layers.0.#{input_weight}" or Weights.member?(weights, &1)))
-      |> Enum.map(&matrix!(weights, &1))
-
-    [{rows, _} | _] = sizes
-
-    {input, context} =
-      if Weights.member?(weights, "embedding.table") do
-        {vocabulary, width} = matrix!(weights, "embedding.table")
-        {{:tokens, vocabulary, width}, if(kind == :mlp and rows > width, do: div(rows, width))}
-      else
-        {{:features, rows}, nil}
-      end
-
-    hidden = for {_, columns} <- sizes, do: div(columns, gates)
-    {_, outputs} = matrix!(weights, "head.w")
-    new(kind, [input: input, context: context, hidden: hidden, outputs: outputs], weights, opts)
+    {kind, config} = Config.stored(weights)
+    new(kind, config, weights, opts)
   end
 
   @doc "The state before the first frame, for `batch` games at once."
   @spec initial_state(t(), pos_integer()) :: state()
   def initial_state(%__MODULE__{} = backbone, batch \\ 1) do
-    zeros = &zeros(&1, {:f, 32}, backbone.device)
-
     layers =
-      for width <- backbone.hidden do
-        case @layers[backbone.kind].state(width, batch) do
-          nil -> {}
-          shapes -> shapes |> Tuple.to_list() |> Enum.map(zeros) |> List.to_tuple()
-        end
+      for {layer, width} <- Enum.zip(Config.layers(backbone), backbone.hidden) do
+        layer.state(width, batch, backbone.sizes)
+        |> Enum.map(fn
+          {shape, :f32} -> zeros(shape, {:f, 32}, backbone.device)
+          {shape, :weights} -> zeros(shape, backbone.type, backbone.device)
+        end)
+        |> List.to_tuple()
       end
 
     case backbone do
+      %{kind: kind} when kind in @attending ->
+        %{layers: layers, turns: zeros({3}, {:s, 32}, backbone.device)}
+
       %{context: nil} ->
         %{layers: layers}
 
@@ -199,7 +204,7 @@ defmodule Nitrox.Backbone do
   def step(%__MODULE__{} = backbone, x, state) do
     batch = elem(Nitrox.shape(x), 0)
     {x, state} = remember(backbone, x, state, &Context.step/3)
-    {logits, state} = layers(backbone, x, {batch, 1}, state)
+    {logits, state} = network(backbone, x, {batch, 1}, state)
     {Nitrox.reshape(logits, {batch, backbone.outputs}), state}
   end
 
@@ -208,7 +213,7 @@ defmodule Nitrox.Backbone do
   def window(%__MODULE__{} = backbone, x, state) do
     frames = {elem(Nitrox.shape(x), 0), elem(Nitrox.shape(x), 1)}
     {x, state} = remember(backbone, x, state, &Context.window/3)
-    layers(backbone, x, frames, state)
+    network(backbone, x, frames, state)
   end
 
   @doc """
@@ -270,98 +275,54 @@ defmodule Nitrox.Backbone do
     {x, %{state | context: remembered}}
   end
 
-  defp layers(backbone, x, {batch, time}, state) do
-    x =
-      case backbone.input do
-        {:tokens, _, _} -> Nitrox.embedding(backbone.params["embedding.table"], x)
-        {:features, _} -> x
-      end
-
-    layer = @layers[backbone.kind]
+  defp network(%{params: params} = backbone, x, {batch, time} = frames, state) do
+    {places, state} = place(backbone, frames, state)
+    x = backbone |> input(x) |> Nitrox.reshape({batch, time, :auto})
 
     {states, x} =
-      state.layers
+      [Config.layers(backbone), state.layers]
+      |> Enum.zip()
       |> Enum.with_index()
-      |> Enum.map_reduce(Nitrox.reshape(x, {batch, time, :auto}), fn {state, n}, x ->
-        {x, state} = layer.run(params(backbone, n), x, if(state != {}, do: state))
-        {state || {}, x}
+      |> Enum.map_reduce(x, fn {{layer, state}, n}, x ->
+        {x, state} = layer.run(params(backbone, n), x, state, places)
+        {state, x}
       end)
 
-    logits = Nitrox.dense(x, backbone.params["head.w"], backbone.params["head.b"])
-    {logits, %{state | layers: states}}
+    x = if backbone.kind in @residual, do: Nitrox.rms_norm(x, params["norm.gamma"]), else: x
+    {Nitrox.dense(x, params["head.w"], params["head.b"]), %{state | layers: states}}
   end
+
+  defp input(%{input: {:tokens, _, _}, params: params}, x) do
+    Nitrox.embedding(params["embedding.table"], x)
+  end
+
+  defp input(%{kind: kind, params: params}, x) when kind in @residual do
+    Nitrox.dense(x, params["input.w"], params["input.b"])
+  end
+
+  defp input(_backbone, x), do: x
+
+  defp place(%{kind: kind} = backbone, frames, state) when kind in @attending do
+    {_, time} = frames
+    places = Attention.places(state.turns, backbone.sizes.context, frames, backbone.device)
+    {places, %{state | turns: Attention.turns(state.turns, time, backbone.device)}}
+  end
+
+  defp place(_backbone, _frames, state), do: {nil, state}
 
   defp params(backbone, n) do
     prefix = "layers.#{n}."
     for {^prefix <> name, tensor} <- backbone.params, into: %{}, do: {name, tensor}
   end
 
-  # ── Config and weights ─────────────────────────────────────────────────────────────────────────
+  # ── Weights ────────────────────────────────────────────────────────────────────────────────────
 
   defp placing, do: [type: {{:f, 32}, Options.type()}, device: {nil, Options.device()}]
 
-  defp config!(kind, config) do
-    if kind not in @kinds do
-      fail!(:backbone, "kind: expected one of #{inspect(@kinds)}, got #{inspect(kind)}")
-    end
-
-    size? = &(is_integer(&1) and &1 > 0)
-
-    config =
-      Options.validate!(:backbone, config,
-        input: {nil, {"{:features, n} or {:tokens, vocabulary, width}", &input?/1}},
-        hidden:
-          {nil,
-           {"a list of widths, [256, 256]", &(is_list(&1) and &1 != [] and Enum.all?(&1, size?))}},
-        outputs: {nil, Options.integer(1)},
-        context: {nil, Options.integer(1)}
-      )
-
-    for name <- [:input, :hidden, :outputs], config[name] == nil do
-      fail!(:backbone, "the config needs #{inspect(name)}")
-    end
-
-    if config.context && kind != :mlp,
-      do: fail!(:backbone, "context: is for :mlp, got #{inspect(kind)}")
-
-    Map.put(config, :kind, kind)
-  end
-
-  defp input?({:features, n}), do: is_integer(n) and n > 0
-  defp input?({:tokens, v, e}), do: is_integer(v) and v > 0 and is_integer(e) and e > 0
-  defp input?(_), do: false
-
-  # Name, shape and draw of every parameter.
-  defp layout(config) do
-    {table, width} =
-      case config.input do
-        {:features, n} ->
-          {[], n}
-
-        {:tokens, vocabulary, width} ->
-          {[{"embedding.table", {vocabulary, width}, {:fan_in, 1}}], width}
-      end
-
-    {layers, last} =
-      config.hidden
-      |> Enum.with_index()
-      |> Enum.map_reduce(width * (config.context || 1), fn {width, n}, inputs ->
-        params = @layers[config.kind].params(inputs, width)
-        {for({name, shape, draw} <- params, do: {"layers.#{n}.#{name}", shape, draw}), width}
-      end)
-
-    head = [
-      {"head.w", {last, config.outputs}, {:fan_in, last}},
-      {"head.b", {config.outputs}, {:fan_in, last}}
-    ]
-
-    table ++ Enum.concat(layers) ++ head
-  end
-
   defp build(config, params, metadata) do
     %Tensor{type: type, device: device} = params["head.w"]
-    context = config.context && Context.new(config.context, device)
-    fields = %{config | context: context}
+    context = if config.kind == :mlp and config.sizes.context, do: config.sizes.context
+    fields = Map.put(config, :context, context && Context.new(context, device))
 
     struct!(
       __MODULE__,
@@ -383,32 +344,6 @@ defmodule Nitrox.Backbone do
       %{} ->
         fail!(:backbone, "#{name} #{inspect(shape)} is missing")
     end
-  end
-
-  defp matrix!(weights, name) do
-    case Weights.template(weights, name).shape do
-      {_, _} = shape ->
-        shape
-
-      shape ->
-        fail!(:backbone, "#{weights.path}: #{name} must have two axes, got #{inspect(shape)}")
-    end
-  end
-
-  defp draw(:ones, count, rand), do: {String.duplicate(<<1.0::float-32-native>>, count), rand}
-  defp draw(:zeros, count, rand), do: {String.duplicate(<<0.0::float-32-native>>, count), rand}
-
-  defp draw({:fan_in, inputs}, count, rand) do
-    # A uniform draw from −a to a has the deviation a/√3.
-    a = :math.sqrt(3 / inputs)
-
-    {numbers, rand} =
-      Enum.map_reduce(1..count, rand, fn _, rand ->
-        {u, rand} = :rand.uniform_s(rand)
-        {<<(2 * u - 1) * a::float-32-native>>, rand}
-      end)
-
-    {IO.iodata_to_binary(numbers), rand}
   end
 
   # No bit set is zero in every type.

@@ -2,7 +2,20 @@ defmodule Nitrox.Element do
   @moduledoc false
   # Numbers as the bytes of a tensor's elements, native-endian, and back.
 
-  @types [{:u, 8}, {:u, 32}, {:s, 32}, {:s, 64}, {:f, 16}, {:bf, 16}, {:f, 32}, {:f, 64}]
+  @types [
+    {:u, 8},
+    {:u, 16},
+    {:u, 32},
+    {:u, 64},
+    {:s, 8},
+    {:s, 16},
+    {:s, 32},
+    {:s, 64},
+    {:f, 16},
+    {:bf, 16},
+    {:f, 32},
+    {:f, 64}
+  ]
   @bytes Map.new(@types, fn {_, bits} = type -> {type, div(bits, 8)} end)
 
   # What an IEEE float can be beside a number.
@@ -10,7 +23,7 @@ defmodule Nitrox.Element do
 
   defguardp is_float_type(type) when elem(type, 0) in [:f, :bf]
 
-  @doc "All types, the narrowest first."
+  @doc "All types: unsigned, signed, floats, each the narrowest first."
   def types, do: @types
 
   def bytes(type), do: Map.fetch!(@bytes, type)

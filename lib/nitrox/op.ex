@@ -7,7 +7,11 @@ defmodule Nitrox.Op do
   The functions of `Nitrox` are made of these, and are what to call.
   """
 
-  alias Nitrox.{Device, Element, Error, Native, Template, Tensor, Value}
+  alias Nitrox.{Device, Element, Error, Native, Telemetry, Template, Tensor, Value}
+  require Telemetry
+
+  # Only where Nx is; without it no tensor of Nx gets here.
+  @compile {:no_warn_undefined, Nitrox.Nx.Fused}
 
   @type t :: struct()
   @typedoc "`nil` stands for an optional input that is not given."
@@ -18,31 +22,45 @@ defmodule Nitrox.Op do
 
   A number among the inputs becomes a scalar of the type of the first tensor or value, on its
   device. Where any input is a value the op is traced, and tensors among its inputs become
-  parameters of the program; else it is run on the device of its first tensor.
+  parameters of the program; else it is run on the device of its first tensor. Tensors of Nx are
+  given to Nx, as a block (see `Nitrox.Backend`).
   """
-  @spec apply(t(), [input()]) :: [Tensor.t()] | [Value.t()]
+  @spec apply(t(), [input()]) :: [Tensor.t()] | [Value.t()] | [struct()]
   def apply(op, inputs) when is_struct(op) and is_list(inputs) do
     first = Enum.find(inputs, &is_struct/1)
-    check_input!(op, first)
 
-    if Enum.any?(inputs, &is_struct(&1, Value)),
-      do: trace(op, inputs, first.type),
-      else: run(op, inputs, first)
+    if is_struct(first, Nx.Tensor) do
+      Nitrox.Nx.Fused.apply(op, inputs)
+    else
+      check_input!(op, first)
+
+      if Enum.any?(inputs, &is_struct(&1, Value)),
+        do: trace(op, inputs, first.type),
+        else: run(op, inputs, first)
+    end
+  end
+
+  @doc """
+  The outputs of an op that takes no inputs, such as `Nitrox.Op.Iota`, made on a device.
+  """
+  @spec create(t(), Device.t()) :: [Tensor.t()]
+  def create(op, device) when is_struct(op) do
+    for output <- Native.call(:run, [device, wire(op), []]),
+        do: Tensor.from_native(output, device)
   end
 
   defp run(op, inputs, %{device: device, type: type}) do
-    # Scalars are held by this list until the op has run.
     operands =
       Enum.map(inputs, fn
-        %Tensor{} = tensor -> tensor
+        %Tensor{ref: ref} -> ref
         nil -> nil
-        other -> Tensor.scalar(constant(op, other, type), type, device)
+        other -> {type, constant(op, other, type)}
       end)
 
-    refs = Enum.map(operands, &(&1 && &1.ref))
-
-    for output <- Native.call(:run, [device, wire(op), refs]),
-        do: Tensor.from_native(output, device)
+    Telemetry.span [:nitrox, :op, :run], %{op: name(op), device: device} do
+      for output <- Native.call(:run, [device, wire(op), operands]),
+          do: Tensor.from_native(output, device)
+    end
   end
 
   defp trace(op, inputs, type) do

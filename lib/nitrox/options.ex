@@ -125,5 +125,6 @@ defmodule Nitrox.Options do
   @spec tensor?(term()) :: boolean()
   def tensor?(%Nitrox.Tensor{}), do: true
   def tensor?(%Nitrox.Value{}), do: true
+  def tensor?(%{__struct__: Nx.Tensor}), do: true
   def tensor?(_), do: false
 end

@@ -349,7 +349,9 @@ defmodule Nitrox.Program do
   end
 
   defp parameter(%Tensor{} = tensor, _), do: tensor
-  defp parameter({:constant, binary, type}, device), do: Tensor.scalar(binary, type, device)
+
+  defp parameter({:constant, binary, type}, device),
+    do: Tensor.from_binary(binary, type, {}, device: device)
 
   defimpl Inspect do
     def inspect(program, _opts) do

@@ -10,10 +10,22 @@ defmodule Nitrox.Tensor do
   The functions on tensors are those of `Nitrox`.
   """
 
-  alias Nitrox.{Device, Element, Error, Native}
+  alias Nitrox.{Device, Element, Error, Native, Telemetry}
+  require Telemetry
 
-  @typedoc "`{:u, 8}`, `{:u, 32}`, `{:s, 32}`, `{:s, 64}`, `{:f, 16}`, `{:bf, 16}`, `{:f, 32}` or `{:f, 64}`."
-  @type type :: {:u, 8 | 32} | {:s, 32 | 64} | {:f, 16 | 32 | 64} | {:bf, 16}
+  defmacrop transfer(direction, device, bytes, do: body) do
+    quote do
+      Telemetry.span [:nitrox, :tensor, :transfer],
+                     %{device: unquote(device), direction: unquote(direction)},
+                     bytes: unquote(bytes) do
+        unquote(body)
+      end
+    end
+  end
+
+  @typedoc "Nx's types, but for complex numbers and those of fewer than 8 bits and 8-bit floats."
+  @type type ::
+          {:u, 8 | 16 | 32 | 64} | {:s, 8 | 16 | 32 | 64} | {:f, 16 | 32 | 64} | {:bf, 16}
 
   @typedoc "At most 8 axes."
   @type shape :: tuple()
@@ -98,8 +110,12 @@ defmodule Nitrox.Tensor do
   def from_binary(binary, type, shape, options \\ []) do
     options = Nitrox.Options.known!(:from_binary, options, device: Device.default())
     device = options[:device]
-    ref = Native.call(:from_binary, [device, {type, axes_of(:from_binary, shape)}, binary])
-    %__MODULE__{ref: ref, type: type, shape: shape, device: device}
+    axes = axes_of(:from_binary, shape)
+
+    transfer :to_device, device, byte_size(binary) do
+      ref = Native.call(:from_binary, [device, {type, axes}, binary])
+      %__MODULE__{ref: ref, type: type, shape: shape, device: device}
+    end
   end
 
   defp axes_of(_, shape) when is_tuple(shape), do: Tuple.to_list(shape)
@@ -113,7 +129,17 @@ defmodule Nitrox.Tensor do
   done.
   """
   @spec to_binary(t()) :: binary()
-  def to_binary(%__MODULE__{ref: ref}), do: Native.call(:to_binary, [ref, nil])
+  def to_binary(%__MODULE__{} = tensor), do: to_binary(tensor, nil)
+
+  @doc false
+  # The first `limit` bytes, all where it is nil.
+  def to_binary(%__MODULE__{ref: ref} = tensor, limit) do
+    bytes = bytes(tensor)
+
+    transfer :to_host, tensor.device, if(limit, do: min(limit, bytes), else: bytes) do
+      Native.call(:to_binary, [ref, limit])
+    end
+  end
 
   @doc """
   A tensor's elements as nested lists; a number where there are no axes.
@@ -161,8 +187,13 @@ defmodule Nitrox.Tensor do
   @spec copy(t(), Device.t() | nil) :: t()
   def copy(%__MODULE__{ref: ref} = tensor, device \\ nil) do
     device = device || tensor.device
-    %{tensor | ref: Native.call(:copy, [ref, device]), device: device}
+
+    transfer :copy, device, bytes(tensor) do
+      %{tensor | ref: Native.call(:copy, [ref, device]), device: device}
+    end
   end
+
+  defp bytes(%{type: type, shape: shape}), do: Tuple.product(shape) * Element.bytes(type)
 
   @doc """
   Gives the handle up at once. Each later use of it raises an error of the reason `:deallocated`.
@@ -185,10 +216,6 @@ defmodule Nitrox.Tensor do
   @doc "The device a tensor lies on."
   @spec device(t()) :: Device.t()
   def device(%__MODULE__{device: device}), do: device
-
-  @doc false
-  # A tensor of no axes, of a number of whatever type holds it.
-  def scalar(binary, type, device), do: from_binary(binary, type, {}, device: device)
 
   @doc false
   def from_native({ref, {type, shape}}, device) do
@@ -223,7 +250,7 @@ defmodule Nitrox.Tensor do
 
   defimpl Inspect do
     import Inspect.Algebra
-    alias Nitrox.{Element, Error, Native, Tensor}
+    alias Nitrox.{Element, Error, Tensor}
 
     def inspect(tensor, opts) do
       title = "#{Tensor.spec_text(tensor)} on #{Kernel.inspect(tensor.device)}"
@@ -238,7 +265,7 @@ defmodule Nitrox.Tensor do
     defp content(%{type: type, shape: shape} = tensor, opts) do
       count = Tuple.product(shape)
       shown = if opts.limit == :infinity, do: count, else: min(count, opts.limit)
-      bytes = Native.call(:to_binary, [tensor.ref, shown * Element.bytes(type)])
+      bytes = Tensor.to_binary(tensor, shown * Element.bytes(type))
 
       if count == 0,
         do: "[]",

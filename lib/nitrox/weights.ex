@@ -11,6 +11,8 @@ defmodule Nitrox.Weights do
   The header is checked against the file when it is opened. A damaged or cut file, a name that is
   not there and a shape that is not the expected one are each a `Nitrox.Error` that says so.
 
+  `Nitrox.Import` reads the state dicts of PyTorch's modules out of one.
+
   A file may be replaced while it is open (by a rename, as editors and downloads do it); to shorten
   it in place is not safe.
   """

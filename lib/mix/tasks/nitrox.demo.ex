@@ -1,9 +1,10 @@
 defmodule Mix.Tasks.Nitrox.Demo do
-  @shortdoc "Three trained networks read and write text, one character a frame"
+  @shortdoc "Six trained networks read and write text, one character a frame"
   @moduledoc """
-  Three small networks that were trained on the King James Bible (an MLP, an LSTM and a GRU) read
-  2,000 characters they have never seen, one a frame, and then write on their own. Their state stays
-  on the device; a frame is one call that takes a character and answers with the next.
+  Six small networks that were trained on the King James Bible (an MLP, an LSTM, a GRU, Mamba,
+  attention, and Jamba, which has both) read 2,000 characters they have never seen, one a frame, and
+  then write on their own. Their state stays on the device; a frame is one call that takes a character
+  and answers with the next.
 
       mix nitrox.demo
       mix nitrox.demo --device cuda --backbone lstm --temperature 0.5
@@ -18,7 +19,8 @@ defmodule Mix.Tasks.Nitrox.Demo do
   ## Options
 
     * `--device` - `cpu` (default), `cuda` or `cuda:1`
-    * `--backbone` - `mlp`, `lstm`, `gru`, or some of them with commas between (default: all)
+    * `--backbone` - `mlp`, `lstm`, `gru`, `mamba`, `attention`, `jamba`, or some of them with commas
+      between (default: all)
     * `--frames` - how many frames are timed (default 2000)
     * `--paced` - a frame starts when a game's would, 60 times a second, instead of right after the
       one before (2,000 frames take 33 seconds then; without it, 120 frames are paced as well)
@@ -156,7 +158,13 @@ defmodule Mix.Tasks.Nitrox.Demo do
     {:tokens, vocabulary, width} = result.input
     seen = if result.context, do: "the last #{result.context} characters, ", else: ""
 
-    "#{seen}#{vocabulary} characters as #{width} numbers, layers of #{Enum.join(result.hidden, " and ")}"
+    layers =
+      case Enum.uniq(result.hidden) do
+        [width] -> "#{length(result.hidden)} layers of #{width}"
+        widths -> "layers of #{Enum.join(widths, " and ")}"
+      end
+
+    "#{seen}#{vocabulary} characters as #{width} numbers, #{layers}"
   end
 
   defp times(us) do

@@ -5,7 +5,7 @@ defmodule Nitrox.Demo.CharacterModel do
   alias Nitrox.{Backbone, Session, Weights}
   alias Nitrox.Demo.Timing
 
-  @names ~w(mlp lstm gru)
+  @names ~w(mlp lstm gru mamba attention jamba)
   @written 300
   # How many frames are paced beside those that run back to back: two seconds of a game.
   @paced 120
@@ -72,7 +72,7 @@ defmodule Nitrox.Demo.CharacterModel do
     %{
       name: name,
       input: backbone.input,
-      context: backbone.context && backbone.context.length,
+      context: backbone.sizes[:context],
       hidden: backbone.hidden,
       bits_per_character: bits,
       reference_bits_per_character: reference_bits(golden, name),
