@@ -4,8 +4,10 @@
 #     mix run bench/frame_time.exs --device cpu --backbone lstm --frames 1000 --json frames.jsonl
 #
 # The networks have the shapes of a 60 FPS game's: 288 numbers in, 53 logits out; an MLP of two layers
-# of 512, and an LSTM and a GRU of two layers of 256 with layer norms. The weights are random, which
-# takes as long as trained ones. Two forms of each:
+# of 512; an LSTM and a GRU of two layers of 256 with layer norms; two Mamba blocks of 256; two layers of
+# attention over the last 60 frames, of 256 in 4 heads; and Jamba, six layers of 256 of which every third
+# attends. The weights are random, which takes as long as trained ones. Two forms of each
+# (--form for one of them):
 #
 #   step    one frame; the state stays on the device (for the MLP there is none)
 #   window  the last 60 frames in every call, from the zero state; the answer to the last counts
@@ -22,6 +24,7 @@ alias Nitrox.Demo.{Json, Timing}
     strict: [
       device: :string,
       backbone: :string,
+      form: :string,
       frames: :integer,
       paced_frames: :integer,
       json: :string,
@@ -40,9 +43,20 @@ with {:error, error} <- Nitrox.Device.get(device), do: raise(error)
 
 frames = Keyword.get(opts, :frames, 2000)
 paced_frames = Keyword.get(opts, :paced_frames, 600)
-kinds = opts |> Keyword.get(:backbone, "mlp,lstm,gru") |> String.split(",", trim: true)
 
-hidden = %{"mlp" => [512, 512], "lstm" => [256, 256], "gru" => [256, 256]}
+kinds =
+  opts
+  |> Keyword.get(:backbone, "mlp,lstm,gru,mamba,attention,jamba")
+  |> String.split(",", trim: true)
+
+hidden = fn
+  "mlp" -> [512, 512]
+  "jamba" -> List.duplicate(256, 6)
+  _ -> [256, 256]
+end
+
+forms = opts |> Keyword.get(:form, "step,window") |> String.split(",", trim: true)
+
 window = 60
 sample = [temperature: 1.0, seed: 1]
 
@@ -75,7 +89,9 @@ end
 
 cases =
   for name <- kinds, {form, compile, seen} <- [{"step", step, 1}, {"window", windowed, window}] do
-    config = [input: {:features, 288}, hidden: Map.fetch!(hidden, name), outputs: 53]
+    config = [input: {:features, 288}, hidden: hidden.(name), outputs: 53]
+
+    forms = opts |> Keyword.get(:form, "step,window") |> String.split(",", trim: true)
     backbone = Backbone.init(String.to_existing_atom(name), config, device: device)
     program = compile.(backbone)
     session = Session.new(program)
@@ -114,6 +130,9 @@ paces = [
   {"60 Hz", paced_frames, 60, false},
   {"60 Hz, prepared", paced_frames, 60, true}
 ]
+
+# --paced-frames 0 leaves those out.
+paces = for {_, count, _, _} = pace <- paces, count > 0, do: pace
 
 lines =
   for %{call: call} = c <- cases, {pace, count, fps, prepared?} <- paces do

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Trains the character models of `mix nitrox.demo` and writes their goldens.
 
-Three small models learn to write like the King James Bible, one character a frame:
+Six small models learn to write like the King James Bible, one character a frame:
 
     mlp    the last 16 characters → embedding 32 each → dense 512 relu → dense 512 relu → head
     lstm   embedding 128 → 2 × (LSTM 256 → layer norm) → head
     gru    embedding 128 → 2 × (GRU 256 → layer norm) → head
+    mamba, attention, jamba: see residual_models.py
 
 The text is public domain and comes from Debian's package `bible-kjv-text`, which keeps it in a
 compressed form that the program of package `bible-kjv` reads:
@@ -22,19 +23,20 @@ or, without installing anything:
 `--text` takes that file; the references are dropped here, and each verse stays one line. The last
 5 % are held out: no model sees them, and the goldens are computed on their first characters.
 
-    python3 bench/train_demo.py --text kjv.txt       # train all three, then write the goldens
+    python3 bench/train_demo.py --text kjv.txt       # train all six, then write the goldens
     python3 bench/train_demo.py --goldens-only       # the goldens again, from the stored weights
     python3 bench/train_demo.py --samples-only       # print what each stored model writes
 
-Needs torch, numpy and safetensors. Training wants a GPU (three to four minutes on an H200); the
-rest runs on the CPU in seconds. Seeds are fixed; a GPU's cuDNN may still differ in the last bits
-from one version to the next, so retraining gives models as good, not the same bytes.
+Needs torch, numpy and safetensors. Training wants a GPU (five minutes on an H200) and Triton for
+Mamba's scan; the rest runs on the CPU in seconds. Seeds are fixed; a GPU's cuDNN may still differ in
+the last bits from one version to the next, so retraining gives models as good, not the same bytes.
+The three of residual_models.py take about fifty seconds each.
 
 What it writes into `--out` (priv/demo):
 
-    mlp|lstm|gru.safetensors   weights, f16, in Nitrox's names and layout (see `stored`), and as
+    <model>.safetensors        weights, f16, in Nitrox's names and layout (see `stored`), and as
                                metadata: charset (the characters in token order), backbone,
-                               bits_per_character
+                               bits_per_character, and for attention heads and context
     golden.safetensors         tokens {2001} i32; <model>.logits {200, V} f32, after feeding
                                tokens[0..199] one by one from the zero state; as metadata,
                                charset and <model>.bits_per_character over the 2,000 predictions
@@ -58,6 +60,8 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 import numpy as np
 import torch
 import torch.nn.functional as F
+from demo_oracle import Stepper
+from residual_models import CONTEXT, MODELS, Residual
 from safetensors import safe_open
 from torch import nn
 
@@ -70,8 +74,18 @@ GOLDEN_PREDICTIONS = 2000
 WINDOW = 16  # characters the MLP sees, the current one included
 HIDDEN = 256  # of the LSTM and the GRU
 
-BACKBONES = ("mlp", "lstm", "gru")
-STEPS = {"mlp": 20_000, "lstm": 6_000, "gru": 6_000}
+BACKBONES = ("mlp", "lstm", "gru", *MODELS)
+STEPS = {
+    "mlp": 20_000,
+    "lstm": 6_000,
+    "gru": 6_000,
+    "mamba": 7_000,
+    "attention": 9_000,
+    "jamba": 4_500,
+}
+
+
+DROPOUT = {"lstm": 0.15, "gru": 0.15, "mamba": 0.1, "attention": 0.05, "jamba": 0.1}
 
 
 # --- text -----------------------------------------------------------------------------------------
@@ -158,6 +172,8 @@ class Recurrent(nn.Module):
 def build(backbone, vocabulary, dropout=0.0):
     if backbone == "mlp":
         return Mlp(vocabulary, dropout)
+    if backbone in MODELS:
+        return Residual(backbone, vocabulary, dropout)
     return Recurrent(backbone, vocabulary, dropout)
 
 
@@ -181,12 +197,15 @@ def recurrent_stored(layer):
 
 def stored(model):
     """The model's weights as Nitrox names and lays them out, as f16 numpy arrays."""
-    tensors = {
-        "embedding.table": model.embedding.weight,
-        "head.w": model.head.weight.T,
-        "head.b": model.head.bias,
-    }
-    for n, layer in enumerate(model.layers):
+    if isinstance(model, Residual):
+        tensors = model.stored()
+    else:
+        tensors = {
+            "embedding.table": model.embedding.weight,
+            "head.w": model.head.weight.T,
+            "head.b": model.head.bias,
+        }
+    for n, layer in enumerate(getattr(model, "layers", [])):
         if isinstance(layer, nn.Linear):
             tensors |= {f"layers.{n}.w": layer.weight.T, f"layers.{n}.b": layer.bias}
         else:
@@ -203,10 +222,12 @@ def stored(model):
 
 
 @torch.no_grad()
-def restored(backbone, arrays):
-    """The torch model, float32 on the CPU, of stored weights."""
-    w = {name: torch.from_numpy(array.astype(np.float32)) for name, array in arrays.items()}
-    model = build(backbone, len(w["head.b"])).eval()
+def restored(backbone, arrays, dtype=torch.float32):
+    """The torch model, on the CPU, of stored weights."""
+    w = {name: torch.from_numpy(array).to(dtype) for name, array in arrays.items()}
+    model = build(backbone, len(w["head.b"])).to(dtype).eval()
+    if backbone in MODELS:
+        return model.restore(w)
     model.embedding.weight.copy_(w["embedding.table"])
     model.head.weight.copy_(w["head.w"].T)
     model.head.bias.copy_(w["head.b"])
@@ -261,11 +282,17 @@ def load(path):
 
 def optimizer_of(model, rate, steps, decay):
     """AdamW, a short warm-up, then a cosine down to nothing. Only matrices decay."""
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim == 1]
+    # Mamba's A is a vector of decays a channel, whatever its shape.
+    decays = {name: p.ndim > 1 and not name.endswith("/a") for name, p in model.named_parameters()}
+    matrices = [p for name, p in model.named_parameters() if decays[name]]
+    vectors = [p for name, p in model.named_parameters() if not decays[name]]
     groups = [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
     fused = next(model.parameters()).is_cuda
-    optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.99), fused=fused)
+    # On the GPU the rate is there too, where a captured step reads it.
+    rate = torch.tensor(rate, device="cuda") if fused else rate
+    optimizer = torch.optim.AdamW(
+        groups, lr=rate, betas=(0.9, 0.99), fused=fused, capturable=fused
+    )
     warm = min(300, steps // 10 + 1)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
@@ -329,54 +356,107 @@ def train_mlp(train, held_out, vocabulary, steps, device, batch=8192):
     return model.eval()
 
 
-def train_recurrent(backbone, train, held_out, vocabulary, steps, device, batch=256, length=128):
-    """Truncated backpropagation over `batch` parallel streams, whose states are carried on."""
-    model = Recurrent(backbone, vocabulary, dropout=0.15).to(device)
-    optimizer, schedule = optimizer_of(model, rate=4e-3, steps=steps, decay=0.02)
+def carried(state, keep):
+    """A layer's state, kept or zeroed by stream: `keep` {B}.
+
+    The LSTM has two tensors {1, B, H}, the GRU one, Mamba two {B, …}. Attention begins each time
+    with nothing: its past is keys, and a key of zeros is one that is looked at.
+    """
+    if torch.is_tensor(state):
+        return state * keep[None, :, None]
+    if len(state) == 3:
+        return None
+    shape = (1, -1, 1) if state[0].shape[0] == 1 else (-1, 1, 1)
+    return tuple(part * keep.view(shape) for part in state)
+
+
+def train_sequence(backbone, train, held_out, vocabulary, steps, device):
+    """Truncated backpropagation over parallel streams, whose states are carried on."""
+    residual = backbone in MODELS
+    batch, length = (64, 256) if residual else (256, 128)
+    model = build(backbone, vocabulary, dropout=DROPOUT[backbone]).to(device)
+    rate, decay = (3e-3, 0.05) if residual else (4e-3, 0.02)
+    optimizer, schedule = optimizer_of(model, rate, steps, decay)
     stream = len(train) // batch
     lanes = torch.arange(batch, device=device)[:, None] * stream
     span = torch.arange(length + 1, device=device)
 
-    def carry(states, keep):
-        """The states, out of the graph, kept or zeroed by stream. The LSTM has two a layer."""
-        return [
-            tuple(s.detach() * keep for s in state)
-            if isinstance(state, tuple)
-            else state.detach() * keep
-            for state in states
-        ]
-
     @torch.no_grad()
-    def held_out_bits(streams=32):
+    def held_out_bits(streams=32, piece=512):
         model.eval()
         size = (len(held_out) - 1) // streams
         inputs = held_out[: streams * size].view(streams, size)
         targets = held_out[1 : streams * size + 1].view(streams, size)
-        loss = F.cross_entropy(model(inputs)[0].flatten(0, 1), targets.flatten())
+        logits, states = [], None
+        for part in inputs.split(piece, 1):
+            some, states = model(part, states)
+            logits.append(some)
+        loss = F.cross_entropy(torch.cat(logits, 1).flatten(0, 1), targets.flatten())
         model.train()
         return loss.item() / math.log(2)
 
-    progress = Progress(backbone, steps, held_out_bits)
-    states, position = None, 0
-    for n in range(steps):
-        if n * length % stream < length:
-            # A new pass over the text, with the streams and windows cut at new places.
-            states, position = None, torch.randint(len(train), (1,), device=device)
-        chunk = train[(lanes + position + span) % len(train)]
-        position = position + length
-        if states is not None:
-            # One stream in 64 starts afresh, so that the zero state is a state like others.
-            keep = (torch.rand(1, batch, 1, device=device) >= 1 / 64).float()
-            states = carry(states, keep)
-        logits, states = model(chunk[:, :-1], states)
-        loss = F.cross_entropy(logits.flatten(0, 1), chunk[:, 1:].flatten())
+    # What a step reads and writes stays where it is, so that it can be captured.
+    chunk = torch.zeros(batch, length + 1, dtype=torch.long, device=device)
+    keep = torch.zeros(batch, device=device)
+    with torch.no_grad():
+        states = model(chunk[:, :-1])[1]
+
+    def step():
+        with torch.autocast(device, torch.bfloat16, enabled=residual, cache_enabled=False):
+            logits, after = model(chunk[:, :-1], [carried(state, keep) for state in states])
+        loss = F.cross_entropy(logits.float().flatten(0, 1), chunk[:, 1:].flatten())
+        # The gradients are the graph's own: there are none before.
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+        for old, new in zip(tensors_of(states), tensors_of(after)):
+            old.copy_(new.detach())
+        return loss.detach()
+
+    # Dozens of small kernels a layer, launched one by one, take three times as long as they run.
+    if residual and device != "cpu":
+        step = captured(step, optimizer)
+
+    progress = Progress(backbone, steps, held_out_bits)
+    position = 0
+    for n in range(steps):
+        # One stream in 64 starts afresh, so that the zero state is a state like others.
+        keep.copy_(torch.rand(batch, device=device) >= 1 / 64)
+        if n * length % stream < length:
+            # A new pass over the text, with the streams and windows cut at new places.
+            position = torch.randint(len(train), (1,), device=device)
+            keep.zero_()
+        chunk.copy_(train[(lanes + position + span) % len(train)])
+        position = position + length
+        loss = step()
         schedule.step()
-        progress.step(n, loss)
+        progress.step(n, loss.clone())
     return model.eval()
+
+
+def tensors_of(states):
+    for state in states:
+        yield from filter(torch.is_tensor, state if isinstance(state, tuple) else (state,))
+
+
+def captured(step, optimizer):
+    """A step as one CUDA graph. The three steps before it count as training."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss = step()
+
+    def replay():
+        graph.replay()
+        return loss
+
+    return replay
 
 
 def train(backbone, text, charset, steps, device):
@@ -384,7 +464,7 @@ def train(backbone, text, charset, steps, device):
     parts = [torch.from_numpy(encode(part, charset)).to(device) for part in split(text)]
     if backbone == "mlp":
         return train_mlp(*parts, len(charset), steps, device)
-    return train_recurrent(backbone, *parts, len(charset), steps, device)
+    return train_sequence(backbone, *parts, len(charset), steps, device)
 
 
 # --- goldens --------------------------------------------------------------------------------------
@@ -403,55 +483,6 @@ def torch_logits(backbone, arrays, tokens):
     """The logits {T, V} after each token from the zero state, in float32 on the CPU."""
     model = restored(backbone, arrays)
     return model.run(torch.from_numpy(tokens.astype(np.int64))).numpy()
-
-
-class Stepper:
-    """A stored model in plain numpy, float64, one character a call: `step(token)` → logits {V}.
-
-    Knows the stored layout and Nitrox's formulas and nothing of torch: it checks the goldens.
-    """
-
-    def __init__(self, backbone, arrays):
-        self.w = {name: array.astype(np.float64) for name, array in arrays.items()}
-        self.count = len({name.split(".")[1] for name in arrays if name.startswith("layers.")})
-        self.layer = {"mlp": self.dense, "lstm": self.lstm, "gru": self.gru}[backbone]
-        self.window = [0] * WINDOW if backbone == "mlp" else [0]
-        self.h = [np.zeros(HIDDEN) for _ in range(self.count)]
-        self.c = [np.zeros(HIDDEN) for _ in range(self.count)]
-
-    def step(self, token):
-        self.window = self.window[1:] + [int(token)]
-        x = np.concatenate([self.w["embedding.table"][t] for t in self.window])
-        for n in range(self.count):
-            x = self.layer(n, x)
-        return x @ self.w["head.w"] + self.w["head.b"]
-
-    def dense(self, n, x):
-        return np.maximum(x @ self.w[f"layers.{n}.w"] + self.w[f"layers.{n}.b"], 0)
-
-    def lstm(self, n, x):
-        gates = x @ self.w[f"layers.{n}.wi"] + self.h[n] @ self.w[f"layers.{n}.wh"]
-        i, f, g, o = np.split(gates + self.w[f"layers.{n}.b"], 4)
-        self.c[n] = sigmoid(f) * self.c[n] + sigmoid(i) * np.tanh(g)
-        self.h[n] = sigmoid(o) * np.tanh(self.c[n])
-        return self.norm(n, self.h[n])
-
-    def gru(self, n, x):
-        xr, xz, xn = np.split(x @ self.w[f"layers.{n}.wi"], 3)
-        hr, hz, hn = np.split(self.h[n] @ self.w[f"layers.{n}.wh"], 3)
-        br, bz, bn, bhn = np.split(self.w[f"layers.{n}.b"], 4)
-        r, z = sigmoid(xr + hr + br), sigmoid(xz + hz + bz)
-        new = np.tanh(xn + bn + r * (hn + bhn))
-        self.h[n] = (1 - z) * new + z * self.h[n]
-        return self.norm(n, self.h[n])
-
-    def norm(self, n, x):
-        scaled = (x - x.mean()) / np.sqrt(x.var() + 1e-5)
-        return scaled * self.w[f"layers.{n}.norm.gamma"] + self.w[f"layers.{n}.norm.beta"]
-
-
-def sigmoid(x):
-    return 1 / (1 + np.exp(-x))
 
 
 def reference(backbone, arrays, tokens):
@@ -562,6 +593,8 @@ def main():
                 "bits_per_character": f"{bits:.6f}",
                 "charset": charset,
             }
+            if heads := MODELS.get(backbone, {}).get("heads"):
+                about |= {"heads": str(heads), "context": str(CONTEXT)}
             save(os.path.join(args.out, f"{backbone}.safetensors"), arrays, about)
 
     if not args.no_goldens:
