@@ -1,5 +1,9 @@
 # So that a test that goes wrong can't take all of the machine's memory.
+Application.put_env(:nitrox, :add_backend_on_inspect, false)
 Application.put_env(:nitrox, :devices, [{:cpu, memory_limit: 1024 ** 3}])
+
+# The tests of Nx are compiled without it too, and then left out.
+unless Code.ensure_loaded?(Nx), do: Code.put_compiler_option(:no_warn_undefined, :all)
 
 # What this machine lacks, as the tag of the tests that need it and the reason they are left out.
 # `mix test --include cuda` runs them all the same.
@@ -11,13 +15,37 @@ gpu? = fn ->
   end
 end
 
+# Tests of what is to be the same on all devices take these.
+devices = if gpu?.(), do: [:cpu, {:cuda, 0}], else: [:cpu]
+Application.put_env(:nitrox, :test_devices, devices)
+
 has? = fn app, module ->
   Code.ensure_loaded?(module) and match?({:ok, _}, Application.ensure_all_started(app))
 end
 
+# Whether there is about as much to run as there are cores, and a process that sleeps a millisecond is
+# back within eight, most of the time.
+quiet? = fn ->
+  runnable =
+    for _ <- 1..20 do
+      Process.sleep(10)
+
+      case File.read("/proc/loadavg") do
+        {:ok, text} -> text |> String.split([" ", "/"]) |> Enum.at(3) |> String.to_integer()
+        {:error, _} -> 0
+      end
+    end
+
+  times = for _ <- 1..200, do: elem(:timer.tc(fn -> Process.sleep(1) end), 0)
+  cores = System.schedulers_online()
+  Enum.sum(runnable) / 20 <= 3 * cores and Enum.at(Enum.sort(times), 196) < 8_000
+end
+
 missing =
   for {tag, false, why} <- [
-        {:cuda, gpu?.(), "no GPU"},
+        {:cuda, length(devices) > 1, "no GPU"},
+        {:quiet, quiet?.(), "the machine is too busy for tests of time"},
+        {:nvcc, System.find_executable("nvcc") != nil, "no nvcc"},
         {:nx, has?.(:nx, Nx), "Nx is neither in deps nor on ERL_LIBS"},
         {:axon, has?.(:axon, Axon), "Axon is neither in deps nor on ERL_LIBS"},
         {:telemetry, has?.(:telemetry, :telemetry),

@@ -11,7 +11,13 @@ defmodule Nitrox.BackboneTest do
     {:lstm, [input: {:features, 9}, hidden: [8, 12], outputs: 5]},
     {:lstm, [input: {:tokens, 11, 6}, hidden: [8], outputs: 11]},
     {:gru, [input: {:features, 9}, hidden: [8, 12], outputs: 5]},
-    {:gru, [input: {:tokens, 11, 6}, hidden: [8], outputs: 11]}
+    {:gru, [input: {:tokens, 11, 6}, hidden: [8], outputs: 11]},
+    {:mamba, [input: {:features, 9}, hidden: [8, 8], outputs: 5, state: 3, dt_rank: 2]},
+    {:mamba, [input: {:tokens, 11, 6}, hidden: [6], outputs: 11, expand: 3, conv: 2]},
+    {:attention, [input: {:features, 9}, hidden: [8, 8], outputs: 5, heads: 2, context: 5]},
+    {:attention, [input: {:tokens, 11, 8}, hidden: [8], outputs: 11, ffn: 12, context: 64]},
+    {:jamba, [input: {:features, 9}, hidden: List.duplicate(8, 6), outputs: 5, context: 6]},
+    {:jamba, [input: {:tokens, 11, 8}, hidden: [8, 8], outputs: 11, attention_every: 2]}
   ]
 
   # `frames` as one window, and as the list of its frames.
@@ -136,6 +142,53 @@ defmodule Nitrox.BackboneTest do
     end
   end
 
+  # The forms of each kind over 500 frames, with rings of 60: far more than they hold.
+  @long [
+    mlp: [hidden: [64, 64], context: 60],
+    lstm: [hidden: [64, 64]],
+    gru: [hidden: [64, 64]],
+    mamba: [hidden: [64, 64]],
+    attention: [hidden: [64, 64]],
+    jamba: [hidden: List.duplicate(64, 6)]
+  ]
+
+  for {kind, config} <- @long do
+    test "500 frames, one by one and at once: #{kind}" do
+      config = unquote(config) ++ [input: {:features, 32}, outputs: 7]
+      assert_long(Backbone.init(unquote(kind), config, seed: 3))
+    end
+
+    @tag :cuda
+    test "500 frames, one by one and at once, on CUDA: #{kind}" do
+      # As wide as a game's.
+      width = if unquote(kind) == :mlp, do: 512, else: 256
+      config = Keyword.update!(unquote(config), :hidden, &Enum.map(&1, fn _ -> width end))
+      config = config ++ [input: {:features, 288}, outputs: 53]
+      assert_long(Backbone.init(unquote(kind), config, seed: 3, device: {:cuda, 0}))
+    end
+  end
+
+  defp assert_long(backbone) do
+    {window, frames} = input(backbone, 1, 500)
+    window = Nitrox.copy(window, backbone.device)
+    frames = Enum.map(frames, &Nitrox.to_binary/1)
+    start = Backbone.initial_state(backbone)
+
+    form = fn x -> Backbone.window(backbone, x, start) end
+    whole = Program.compile(form, [window], device: backbone.device)
+    {logits, _} = Program.run(whole, [window])
+
+    session = Backbone.session(backbone)
+
+    stepped =
+      for frame <- frames, into: <<>> do
+        {_action, logits} = Session.step(session, [frame])
+        logits
+      end
+
+    assert_near(Nitrox.from_binary(stepped, {:f, 32}, {1, 500, backbone.outputs}), logits)
+  end
+
   test "a session samples on, and sessions of one program are apart" do
     backbone = Backbone.init(:gru, input: {:tokens, 11, 6}, hidden: [8], outputs: 11)
     program = Backbone.program(backbone, sample: [temperature: 2.0, seed: 9])
@@ -184,6 +237,33 @@ defmodule Nitrox.BackboneTest do
     end
   end
 
+  test "weights in 16 bits: Mamba keeps h in f32, and what frames were in their own type" do
+    for type <- [{:bf, 16}, {:f, 16}] do
+      config = [input: {:features, 4}, hidden: List.duplicate(8, 3), outputs: 3]
+      backbone = Backbone.init(:jamba, config, type: type)
+      {window, _} = input(backbone, 1, 6)
+
+      {logits, state} =
+        Backbone.window(backbone, Nitrox.cast(window, type), Backbone.initial_state(backbone))
+
+      assert Nitrox.type(logits) == type
+      assert [{conv, h}, {_, _}, {ring}] = state.layers
+      assert Enum.map([conv, h, ring], &Nitrox.type/1) == [type, {:f, 32}, type]
+      assert Nitrox.to_list(state.turns) == [6, 6, 0]
+    end
+  end
+
+  test "a step is few ops: a layer's, and those of the whole" do
+    steps = fn kind, layers ->
+      config = [input: {:features, 8}, hidden: List.duplicate(64, layers), outputs: 5]
+      Program.info(Backbone.program(Backbone.init(kind, config))).steps
+    end
+
+    # With the norms, which on CUDA are in the dense layers: 6 and 7 launches.
+    assert steps.(:mamba, 3) - steps.(:mamba, 2) == 7
+    assert steps.(:attention, 3) - steps.(:attention, 2) == 9
+  end
+
   test "inspecting one shows its shape, not its weights" do
     backbone =
       Backbone.init(:mlp, input: {:tokens, 11, 6}, context: 5, hidden: [16, 8], outputs: 11)
@@ -224,6 +304,14 @@ defmodule Nitrox.BackboneTest do
                "{:features, n}"
 
       assert refusal(fn -> Backbone.init(:gru, [context: 4] ++ good) end) =~ "context"
+      assert refusal(fn -> Backbone.init(:attention, [state: 4] ++ good) end) =~ ":jamba, :mamba"
+      assert refusal(fn -> Backbone.init(:mamba, [heads: 4] ++ good) end) =~ ":attention, :jamba"
+      assert refusal(fn -> Backbone.init(:attention, [heads: 3] ++ good) end) =~ "heads"
+      assert refusal(fn -> Backbone.init(:mamba, [stat: 3] ++ good) end) =~ ":state"
+      uneven = Keyword.put(good, :hidden, [8, 16])
+      assert refusal(fn -> Backbone.init(:mamba, uneven) end) =~ "one width"
+      narrow = Keyword.put(good, :input, {:tokens, 5, 4})
+      assert refusal(fn -> Backbone.init(:jamba, narrow) end) =~ "as wide as the layers, 8"
       backbone = Backbone.init(:mlp, good)
       assert refusal(fn -> Backbone.session(backbone, batches: 2) end) =~ ":batch"
 
@@ -250,7 +338,7 @@ defmodule Nitrox.BackboneTest do
     @describetag :tmp_dir
 
     # A safetensors file of f16 zeros.
-    defp file(dir, kind, shapes) do
+    defp file(dir, kind, shapes, metadata \\ "") do
       {entries, size} =
         Enum.map_reduce(shapes, 0, fn {name, shape}, at ->
           to = at + 2 * Enum.product(shape)
@@ -259,7 +347,7 @@ defmodule Nitrox.BackboneTest do
            to}
         end)
 
-      header = ~s({"__metadata__":{"backbone":"#{kind}"},#{Enum.join(entries, ",")}})
+      header = ~s({"__metadata__":{"backbone":"#{kind}"#{metadata}},#{Enum.join(entries, ",")}})
       path = Path.join(dir, "#{kind}.safetensors")
       File.write!(path, [<<byte_size(header)::little-64>>, header, <<0::size(size * 8)>>])
       path
@@ -293,8 +381,34 @@ defmodule Nitrox.BackboneTest do
       assert refusal(fn -> Backbone.load(file(dir, "mlp", wrong)) end) =~
                "layers.1.b must be {6}, got {2, 3}"
 
-      assert refusal(fn -> Backbone.load(file(dir, "mamba", shapes)) end) =~ "gru, lstm, mlp"
+      assert refusal(fn -> Backbone.load(file(dir, "rwkv", shapes)) end) =~ "gru, jamba, lstm"
       assert refusal(fn -> Backbone.load(file(dir, "mlp", [{"head.w", [6]}])) end) =~ "layers.0.w"
+    end
+
+    test "reads the sizes of Mamba and attention", %{tmp_dir: dir} do
+      config = [hidden: List.duplicate(16, 4), outputs: 5]
+      mamba = [state: 3, expand: 3, conv: 2, dt_rank: 5]
+      attention = [heads: 2, ffn: 9, context: 7]
+      said = ~s(,"heads":"2","context":"7")
+
+      for {kind, sizes} <- [
+            mamba: mamba,
+            attention: attention,
+            jamba: mamba ++ attention ++ [attention_every: 2]
+          ],
+          input <- [{:features, 6}, {:tokens, 11, 16}] do
+        made = Backbone.init(kind, [input: input] ++ config ++ sizes)
+        shapes = for {name, p} <- made.params, do: {name, Tuple.to_list(Nitrox.shape(p))}
+        read = Backbone.load(file(dir, kind, shapes, if(kind != :mamba, do: said, else: "")))
+
+        for field <- [:kind, :input, :hidden, :outputs, :sizes],
+            do: assert(Map.fetch!(read, field) == Map.fetch!(made, field))
+
+        if kind != :mamba do
+          unsaid = file(dir, kind, shapes, ~s(,"heads":"two","context":"7"))
+          assert refusal(fn -> Backbone.load(unsaid) end) =~ ~s(must say heads, got "two")
+        end
+      end
     end
 
     test "reads features and gates", %{tmp_dir: dir} do

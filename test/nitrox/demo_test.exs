@@ -40,11 +40,11 @@ defmodule Nitrox.DemoTest do
 
       for key <- ~w(reference_bits_per_character max_logit_difference frames frame_us p50 p95 p99
                     max over_budget memory_bytes text) do
-        assert length(String.split(json, ~s("#{key}":))) == 4, key
+        assert length(String.split(json, ~s("#{key}":))) == 7, key
       end
 
       html = File.read!(Path.join(dir, "demo.html"))
-      assert length(String.split(html, "<svg")) == 4
+      assert length(String.split(html, "<svg")) == 7
       refute html =~ ~r/(src|href)=/
     end
 
@@ -84,7 +84,7 @@ defmodule Nitrox.DemoTest do
     for {args, part} <- [
           {~w(--device gpu), "gpu"},
           {~w(--device cuda:x), "cuda:x"},
-          {~w(--backbone rnn), "mlp, lstm, gru"},
+          {~w(--backbone rnn), "mlp, lstm, gru, mamba, attention, jamba"},
           {~w(--frames 0), "--frames"},
           {~w(lstm), "lstm"}
         ] do

@@ -3,7 +3,7 @@ defmodule Nitrox.NifFuzzTest do
   # once. None may bring the VM down, raise or panic; what is held is given back in the end.
   use ExUnit.Case, async: false
 
-  alias Nitrox.{Device, Error, Native, Program, Session, Tensor}
+  alias Nitrox.{Device, Error, Native, OpExamples, Program, Session, Telemetry, Tensor}
 
   @calls 10_000
   @processes 8
@@ -19,6 +19,7 @@ defmodule Nitrox.NifFuzzTest do
     before = Device.memory_stats(:cpu)
 
     on_exit(fn ->
+      Native.listen(Process.whereis(Telemetry.Relay))
       collect()
       now = Device.memory_stats(:cpu)
 
@@ -60,13 +61,61 @@ defmodule Nitrox.NifFuzzTest do
           |> Enum.frequencies()
 
         # A fuzzer that only ever hears no, or never does, tests little.
-        if name not in [:wait, :cuda_count] do
+        if name not in [:wait, :cuda_count, :survey] do
           assert kinds[:ok] || kinds[:heavy], "no call passed: #{inspect(kinds)}"
         end
 
         if arity > 0, do: assert(kinds[:error] > @calls / 20, inspect(kinds))
       end)
     end
+  end
+
+  test "there are arguments that each op takes: it is run, explained and compiled with them" do
+    in_process(fn ->
+      world = world()
+
+      for module <- OpExamples.modules() do
+        name = Nitrox.Op.name(struct(module))
+        examples = for {{^name, _}, _} = example <- OpExamples.all(), do: example
+
+        assert examples != [],
+               "no arguments were found that #{name} takes: help Nitrox.OpExamples to find some"
+
+        for {op, specs} <- examples do
+          inputs = Enum.map(specs, &(&1 && world.tensors[&1]))
+          assert {:ok, outputs} = Native.run_dirty(:cpu, op, inputs)
+          assert {:ok, inferred} = Native.infer(op, specs)
+          assert Enum.map(outputs, &elem(&1, 1)) == inferred
+          assert {:ok, {_, _, _}} = Native.explain(:cpu, op, specs)
+          assert {:ok, {program, ^inferred}} = apply(Native, :compile, every_input(op, specs))
+
+          assert {:ok, results} =
+                   Native.program_run_dirty(program, Enum.reject(inputs, &is_nil/1))
+
+          assert length(results) == length(inferred)
+        end
+      end
+    end)
+  end
+
+  # The op alone, with all of its inputs as the program's.
+  defp every_input(op, specs) do
+    {references, _} =
+      Enum.map_reduce(specs, 0, fn
+        nil, i -> {nil, i}
+        _, i -> {{:input, i}, i + 1}
+      end)
+
+    {:ok, outputs} = Native.infer(op, specs)
+
+    graph = %{
+      nodes: [%{op: op, inputs: references}],
+      inputs: Enum.reject(specs, &is_nil/1),
+      outputs: for({_, i} <- Enum.with_index(outputs), do: {:node, 0, i}),
+      next_state: []
+    }
+
+    [:cpu, graph, [], [], {false, 1}]
   end
 
   test "through Nitrox.Native.call/2 a refusal is a Nitrox.Error" do
@@ -76,7 +125,7 @@ defmodule Nitrox.NifFuzzTest do
       world = world()
 
       for {name, _} <- Native.nifs(), _ <- 1..500 do
-        args = mutate_some(args(name, world), world)
+        args = name |> args(world) |> mutate_some(world) |> spare(name)
 
         try do
           Native.call(name, args)
@@ -93,7 +142,7 @@ defmodule Nitrox.NifFuzzTest do
   end
 
   defp fuzz(name, world) do
-    args = mutate_some(args(name, world), world)
+    args = name |> args(world) |> mutate_some(world) |> spare(name)
 
     try do
       answer(apply(Native, name, args))
@@ -130,7 +179,7 @@ defmodule Nitrox.NifFuzzTest do
   # All handles there are, made once a test and shared by its processes.
   defp world do
     tensors =
-      for {_, specs} <- ops(), spec <- specs, spec != nil, uniq: true, into: %{} do
+      for {_, specs} <- OpExamples.all(), spec <- specs, spec != nil, uniq: true, into: %{} do
         {spec, ref(random_tensor(spec))}
       end
 
@@ -171,67 +220,14 @@ defmodule Nitrox.NifFuzzTest do
     Tensor.from_binary(bytes, type, List.to_tuple(shape))
   end
 
-  defp ops do
-    f = {:f, 32}
-    s = {:s, 32}
-
-    [
-      {{:dense, %{activation: :gelu}}, [{f, [2, 3]}, {f, [3, 4]}, {f, [4]}, nil]},
-      {{:layer_norm, %{epsilon: 1.0e-5}}, [{f, [2, 3]}, {f, [3]}, {f, [3]}, {f, [2, 3]}]},
-      {{:rms_norm, %{epsilon: 1}}, [{f, [2, 3]}, {f, [3]}]},
-      {{:lstm, %{reverse: true}},
-       [{f, [2, 3, 2]}, {f, [2, 2]}, {f, [2, 2]}, {f, [2, 8]}, {f, [2, 8]}, {f, [8]}, nil]},
-      {{:gru, %{reverse: false}},
-       [{f, [2, 3, 2]}, nil, {f, [2, 6]}, {f, [2, 6]}, {f, [8]}, {{:u, 8}, [2, 3]}]},
-      {{:flash_attention,
-        %{scale: nil, causal: true, left: 2, right: nil, softcap: 5.0, offset: nil, lse: true}},
-       [
-         {f, [2, 3, 2, 4]},
-         {f, [2, 4, 1, 4]},
-         {f, [2, 4, 1, 4]},
-         {f, [2, 1, 4]},
-         {{:u, 8}, [2, 4]},
-         {s, [2]},
-         {s, []}
-       ]},
-      {{:causal_conv1d, %{activation: :silu}},
-       [{f, [2, 3, 2]}, {f, [3, 2]}, {f, [2]}, {f, [2, 2, 2]}]},
-      {{:selective_scan,
-        %{dt_softplus: true, dt_clamp: {0.0, 1}, norm: :rms_norm, epsilon: 1.0e-5}},
-       [{f, [2, 3, 2]}, {f, [2, 3, 2]}, {f, [2, 5]}, {f, [2, 3, 5]}, {f, [2, 3, 5]}] ++
-         [{f, [2]}, {f, [2, 3, 2]}, nil, {f, [2, 2, 5]}, nil, {f, [2]}]},
-      {{:rope, %{base: 1.0e4, scale: 1.0, dims: 2, interleaved: true}},
-       [{f, [1, 3, 2, 4]}, {s, [3]}]},
-      {{:gated_mlp, %{activation: :gelu}},
-       [{f, [2, 3]}, {f, [3, 4]}, {f, [3, 4]}, {f, [4, 3]}, {f, [2, 3]}]},
-      {{:embedding, %{}}, [{f, [3, 4]}, {s, [2]}]},
-      {{:softmax, %{axis: -1, log: false}}, [{f, [2, 3]}]},
-      {{:argmax, %{axis: 0, keep_axis: true}}, [{{:bf, 16}, [2, 3]}]},
-      {{:sample, %{temperature: 0.5, top_k: 2, top_p: 0.9, seed: 7}}, [{f, [2, 3]}, {s, []}]},
-      {{:unary, %{kind: :exp}}, [{{:f, 16}, [2, 3]}]},
-      {{:binary, %{kind: :pow}}, [{f, [2, 3]}, {f, [3]}]},
-      {{:binary, %{kind: :quotient}}, [{s, [2]}, {s, []}]},
-      {{:select, %{}}, [{{:u, 8}, [2, 3]}, {f, [3]}, {f, [2, 3]}]},
-      {{:cast, %{type: {:s, 64}}}, [{{:f, 64}, [2, 3]}]},
-      {{:reshape, %{shape: [3, 2]}}, [{f, [2, 3]}]},
-      {{:transpose, %{axes: [1, 0]}}, [{f, [2, 3]}]},
-      {{:broadcast, %{shape: [4, 2, 3]}}, [{f, [2, 3]}]},
-      {{:slice, %{starts: [0, 1], lengths: [2, 2], strides: [1, 1], axis: 1, wrap: true}},
-       [{f, [2, 3]}, {s, []}]},
-      {{:put_slice, %{starts: [0, 1], axis: 0, wrap: false}},
-       [{f, [2, 3]}, {f, [2, 2]}, {s, []}]},
-      {{:concatenate, %{axis: 1}}, [{f, [2, 3]}, {f, [2, 2]}]},
-      {{:reduce, %{kind: :mean, axes: [0], keep_axes: false}}, [{f, [2, 3]}]}
-    ]
-  end
-
   # Now and then with the inputs of another.
   defp op do
-    {op, specs} = pick(ops())
-    if one_in(5), do: {op, elem(pick(ops()), 1)}, else: {op, specs}
+    {op, specs} = pick(OpExamples.all())
+    if one_in(5), do: {op, elem(pick(OpExamples.all()), 1)}, else: {op, specs}
   end
 
-  defp args(:cuda_count, _), do: []
+  defp args(name, _) when name in [:cuda_count, :survey], do: []
+  defp args(:listen, _), do: [pick([nil, self()])]
   defp args(:open, _), do: [device(), nil]
 
   defp args(name, _) when name in [:device_info, :synchronize, :trim, :memory_stats],
@@ -240,8 +236,8 @@ defmodule Nitrox.NifFuzzTest do
   # A GPU's kernels would take minutes.
   defp args(:warmup, _), do: [pick([:cpu, {:cuda, 4_000_000}]), self()]
 
-  defp args(name, _) when name in [:from_binary, :from_binary_dirty] do
-    {type, shape} = spec = pick(for {_, specs} <- ops(), spec <- specs, spec, do: spec)
+  defp args(name, world) when name in [:from_binary, :from_binary_dirty] do
+    {type, shape} = spec = world.tensors |> Map.keys() |> pick()
     [device(), spec, :rand.bytes(Enum.product(shape) * Nitrox.Element.bytes(type))]
   end
 
@@ -255,6 +251,15 @@ defmodule Nitrox.NifFuzzTest do
     if one_in(2),
       do: [ref(Tensor.tensor([1, 2]))],
       else: [pick([world.dead | world.foreign])]
+  end
+
+  defp args(:address, world), do: [a_tensor(world)]
+
+  # Nobody reads what comes of it, so that the address may be any. Another call may give `world.x` up.
+  defp args(:adopt, world) do
+    x = ref(Tensor.tensor([1.0, 2.0]))
+    {address, _} = Native.call(:address, [x])
+    [device(), {{:f, 32}, [2]}, address, pick([x, world.x, nil, {self(), "owner"}])]
   end
 
   defp args(name, world) when name in [:run, :run_dirty] do
@@ -299,7 +304,15 @@ defmodule Nitrox.NifFuzzTest do
   defp args(name, world) when name in [:session_step, :session_step_dirty],
     do: [world.session, feeds(world)]
 
-  defp args(name, world) when name in [:session_snapshot, :session_fork], do: [world.session]
+  defp args(name, world)
+       when name in [
+              :session_prepare,
+              :session_prepare_dirty,
+              :session_snapshot,
+              :session_fork
+            ],
+       do: [world.session]
+
   defp args(:session_restore, world), do: [world.session, [world.x]]
   defp args(:wait, world), do: [pick([world.session, world.x | world.foreign])]
 
@@ -318,7 +331,7 @@ defmodule Nitrox.NifFuzzTest do
 
   defp args(:weights_fetch, world), do: [world.weights, pick(["nothing" | world.names]), device()]
 
-  defp node_on({:unary, _}), do: %{op: {:unary, %{kind: :sqrt}}, inputs: [{:node, 0, 0}]}
+  # Of whatever type its first output is.
   defp node_on(_), do: %{op: {:unary, %{kind: :negate}}, inputs: [{:node, 0, 0}]}
 
   defp feeds(world), do: [pick([world.x, :rand.bytes(8)])]
@@ -327,6 +340,10 @@ defmodule Nitrox.NifFuzzTest do
   defp device, do: if(one_in(20), do: {:cuda, 4_000_000}, else: :cpu)
 
   defp a_tensor(world), do: pick([world.dead | Map.values(world.tensors)])
+
+  # A change must not hit on a GPU that is there, whose kernels would take minutes.
+  defp spare([{:cuda, n} | rest], :warmup) when n in 0..16, do: [{:cuda, 4_000_000} | rest]
+  defp spare(args, _), do: args
 
   # -- Arguments that are not -------------------------------------------------------------------
 

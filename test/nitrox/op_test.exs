@@ -101,8 +101,9 @@ defmodule Nitrox.OpTest do
             {%Op.Reshape{shape: {1}}, "reshape: shape must be a list, got {1}"},
             {%Op.Reshape{shape: [1 | 2]}, "reshape: shape must be a list, got an improper list"},
             {%Op.Cast{type: {:f, 8}},
-             "cast: type: unknown type {:f, 8}, expected one of {:u, 8}, {:u, 32}, {:s, 32}, " <>
-               "{:s, 64}, {:f, 16}, {:bf, 16}, {:f, 32}, {:f, 64}"},
+             "cast: type: unknown type {:f, 8}, expected one of {:u, 8}, {:u, 16}, {:u, 32}, " <>
+               "{:u, 64}, {:s, 8}, {:s, 16}, {:s, 32}, {:s, 64}, {:f, 16}, {:bf, 16}, {:f, 32}, " <>
+               "{:f, 64}"},
             {%Op.Cast{type: :f32}, "cast: type must be a tuple of 2 elements, got :f32"},
             {%Op.Cast{type: {:f, "32"}},
              ~s(cast: type[1] must be a non-negative integer of 64 bits, got "32")},

@@ -17,7 +17,7 @@ defmodule Nitrox.WeightsTest do
       ~s({"__metadata__":{"backbone":"mlp"},) <>
         ~s("head.w":{"dtype":"F16","shape":[1,2],"data_offsets":[0,4]},) <>
         ~s("head.b":{"dtype":"F32","shape":[2],"data_offsets":[4,12]},) <>
-        ~s("odd":{"dtype":"I16","shape":[1],"data_offsets":[12,14]}}),
+        ~s("odd":{"dtype":"F8_E4M3","shape":[2],"data_offsets":[12,14]}}),
       <<1.5::float-16-little, -2.0::float-16-little, 3.0::float-32-little, 4.0::float-32-little,
         7, 0>>
     )
@@ -53,7 +53,7 @@ defmodule Nitrox.WeightsTest do
     weights = Weights.open(sound(dir))
     message = refusal(fn -> Weights.fetch(weights, "head.w", shape: {2, 1}) end)
     assert message =~ "head.w must be {2, 1}, got {1, 2}"
-    assert refusal(fn -> Weights.fetch(weights, "odd") end) =~ "stored as I16"
+    assert refusal(fn -> Weights.fetch(weights, "odd") end) =~ "stored as F8_E4M3"
     assert refusal(fn -> Weights.fetch(weights, "head.w", typ: 1) end) =~ ":typ; known are :shape"
   end
 

@@ -6,6 +6,14 @@ defmodule Nitrox.TestSummary do
 
   alias ExUnit.CLIFormatter
 
+  @doc """
+  Has a test that finds out on its way that it can't be made here counted as left out; it returns
+  then. `context` is the test's own.
+  """
+  def leave_out(%{module: module, test: test}, why) do
+    :persistent_term.put({__MODULE__, module, test}, why)
+  end
+
   @impl true
   def init(opts) do
     {:ok, cli} = CLIFormatter.init(opts)
@@ -30,7 +38,13 @@ defmodule Nitrox.TestSummary do
     end
   end
 
-  defp result(%{state: nil}, _), do: :passed
+  defp result(%{state: nil, module: module, name: name}, _) do
+    case :persistent_term.get({__MODULE__, module, name}, nil) do
+      nil -> :passed
+      why -> {:left_out, "ExUnit (#{why})"}
+    end
+  end
+
   defp result(%{state: {:skipped, why}}, _), do: {:left_out, "ExUnit (#{why})"}
 
   defp result(%{state: {:excluded, why}, tags: tags}, missing) do

@@ -1,0 +1,71 @@
+defmodule Nitrox.GuidesTest do
+  # The code of README.md and guides/*.md. It looks at the device's memory, so nothing else may run.
+  use ExUnit.Case, async: false
+  alias Nitrox.TestPage
+
+  @root Path.expand("../..", __DIR__)
+  @guides @root |> Path.join("guides/*.md") |> Path.wildcard() |> Enum.map(&Path.basename/1)
+
+  for page <- ["README.md" | Enum.map(@guides, &"guides/#{&1}")] do
+    if page == "guides/nx.md", do: @tag(:nx)
+
+    test page do
+      page = unquote(page)
+      count = TestPage.check(page, File.read!(Path.join(@root, page)))
+      assert count > 0 or page == "guides/architecture.md"
+    end
+  end
+
+  describe "a page is refused" do
+    defp page(language, code),
+      do: TestPage.check("page.md", "# A page\n\n```#{language}\n#{code}\n```\n")
+
+    defp failure(language, code) do
+      assert_raise(ExUnit.AssertionError, fn -> page(language, code) end).message
+    end
+
+    test "where a result is another one" do
+      assert page("elixir", "x = 1\n#=> 1\n\n[x, 2]\n#=> [1, …]") == 1
+      assert failure("elixir", "x = 1\n\nx\n#=> 2") == "page.md:4: expected 2, got 1"
+      assert failure("elixir", "[1, 2]\n#=> [1,\n#    3]") =~ "expected [1, 3], got [1, 2]"
+      assert failure("elixir", "12\n#=> 1") =~ "got 12"
+    end
+
+    test "where it raises what it does not say, or does not raise what it says" do
+      assert page("elixir", ~s{raise "no"\n#=> ** (RuntimeError) no}) == 1
+      assert failure("elixir", ~s{raise "no"\n#=> ** (ArgumentError) no}) =~ "(RuntimeError) no"
+      assert failure("elixir", "1\n#=> ** (RuntimeError) no") =~ "got 1"
+      assert failure("elixir", ~s(raise "no"\n#=> 1)) =~ "(RuntimeError) no"
+      # Nothing is said of the first of the two, nor of this one.
+      assert_raise RuntimeError, fn ->
+        page("elixir", ~s{raise "no"\n1\n#=> ** (RuntimeError) no})
+      end
+
+      assert_raise RuntimeError, fn -> page("elixir", ~s(raise "no")) end
+    end
+
+    test "where it quotes what is not there" do
+      file = "lib/nitrox/session.ex"
+
+      assert page(
+               "rust",
+               "// #{file}\ndefmodule Nitrox.Session do\n…\ndefstruct [:ref, :program]"
+             ) == 1
+
+      assert failure("elixir", "# #{file}\ndefstruct [:ref, :program]\n…\n@moduledoc \"\"\"") =~
+               "order"
+
+      assert failure("rust", "// #{file}\n@moduledoc \"\"\"\ndefstruct [:ref, :program]") =~
+               "order"
+
+      assert failure("rust", "// #{file}\n…") =~ "nothing of #{file}"
+      assert_raise File.Error, fn -> page("rust", "// native/none.rs\nfn main() {}") end
+    end
+
+    test "where a block has no end" do
+      assert_raise ExUnit.AssertionError, ~r/line 1: .* no end/, fn ->
+        TestPage.check("page.md", "```elixir\n1")
+      end
+    end
+  end
+end
