@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-archs bench setup fmt clean
+.PHONY: help demo test test-archs test-nx soak bench setup fmt clean
 
 # One target folder for Mix and for cargo, so that no crate is compiled twice.
 export CARGO_TARGET_DIR ?= $(CURDIR)/_build/native
@@ -16,6 +16,8 @@ help:
 	@echo 'make demo        an agent at 60 frames a second (DEVICE=cuda, DEMO_ARGS="…")'
 	@echo 'make test        every check: format, lints, kernels, Rust and Elixir tests'
 	@echo 'make test-archs  compiles the kernels for sm_86, sm_89, sm_100 and sm_120'
+	@echo "make test-nx     Nx's own tests, from a checkout of Nx (NITROX_NX=…/nx/nx)"
+	@echo 'make soak        200,000 frames of each network, whose memory is to be flat'
 	@echo 'make bench       frame times'
 	@echo 'make setup       only installs what is missing'
 	@echo 'make fmt         formats Elixir and Rust'
@@ -30,6 +32,13 @@ test:
 
 test-archs:
 	@NITROX_TEST_ARCHS=86,89,100,120 .ci/test kernels
+
+test-nx:
+	@source .ci/setup; MIX_ENV=test mix compile && \
+		elixir -pa _build/test/lib/nitrox/ebin test/nx_suite.exs $(NX_TESTS)
+
+soak:
+	@source .ci/setup; NITROX_HEX=0 NITROX_SOAK_FRAMES=200000 mix test --only soak test/nitrox/soak_test.exs
 
 bench:
 	@source .ci/setup hex; MIX_ENV=dev mix run bench/frame_time.exs $(BENCH_ARGS)
