@@ -17,6 +17,7 @@ help:
 	@echo 'make test        every check: format, lints, kernels, Rust and Elixir tests'
 	@echo 'make test-archs  compiles the kernels for sm_86, sm_89, sm_100 and sm_120'
 	@echo "make test-nx     Nx's own tests, from a checkout of Nx (NITROX_NX=…/nx/nx)"
+	@echo '.ci/gpu          the GPU part of the tests, sanitizers and benches, with or without cargo there'
 	@echo 'make soak        200,000 frames of each network, whose memory is to be flat'
 	@echo 'make bench       frame times'
 	@echo 'make setup       only installs what is missing'
