@@ -6,8 +6,11 @@ defmodule Nitrox.GuidesTest do
   @root Path.expand("../..", __DIR__)
   @guides @root |> Path.join("guides/*.md") |> Path.wildcard() |> Enum.map(&Path.basename/1)
 
+  # What a page needs that is not on every machine.
+  @needs %{"guides/nx.md" => [:nx], "guides/serving.md" => [:nx, :axon]}
+
   for page <- ["README.md" | Enum.map(@guides, &"guides/#{&1}")] do
-    if page == "guides/nx.md", do: @tag(:nx)
+    for need <- Map.get(@needs, page, []), do: @tag(need)
 
     test page do
       page = unquote(page)

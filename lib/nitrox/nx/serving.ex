@@ -46,7 +46,7 @@ if Code.ensure_loaded?(Nx.Serving) do
 
     @behaviour Nx.Serving
 
-    alias Nitrox.{Container, Error, Program, Tensor}
+    alias Nitrox.{Container, Options, Program, Tensor}
     alias Nx.Tensor, as: T
 
     @type programs :: Program.t() | [Program.t()]
@@ -68,7 +68,7 @@ if Code.ensure_loaded?(Nx.Serving) do
         `Nx.Serving.streaming/1` it gets a stream of `{:batch, output, metadata}`. Without it the
         output, or that stream, is the answer.
 
-    They are given here, since those of the same names in `Nx.Serving` would take the place of what this
+    Nx keeps the two for the life of the VM: let them hold no tensors and no programs. They are given here, since those of the same names in `Nx.Serving` would take the place of what this
     module does there. All else is set as ever, but for the process options, which are
     better given where the serving is started: `Nx.Serving.process_options/2` forgets those that are
     set here, `partitions: true` and `:batch_keys`.
@@ -83,9 +83,9 @@ if Code.ensure_loaded?(Nx.Serving) do
 
     def new(keys, options) when is_map(keys) and not is_struct(keys) do
       options =
-        Nitrox.Options.known!(:serving, options,
-          client_preprocessing: &{&1, nil},
-          client_postprocessing: nil
+        Options.validate!(:serving, options,
+          client_preprocessing: {&{&1, nil}, function(1)},
+          client_postprocessing: {nil, function(2)}
         )
 
       keys = Map.new(keys, fn {key, programs} -> {key, sized(key, List.wrap(programs))} end)
@@ -107,14 +107,16 @@ if Code.ensure_loaded?(Nx.Serving) do
       |> Nx.Serving.batch_size(limit)
       |> Nx.Serving.process_options(partitions: true, batch_keys: Map.keys(keys))
       |> Nx.Serving.client_preprocessing(
-        preprocessing(options[:client_preprocessing], forms, devices)
+        preprocessing(options.client_preprocessing, forms, devices)
       )
-      |> Nx.Serving.client_postprocessing(postprocessing(options[:client_postprocessing]))
+      |> Nx.Serving.client_postprocessing(postprocessing(options.client_postprocessing))
     end
 
-    def new(other, _) do
+    def new(other, _options) do
       fail!("programs were expected, or a map of batch keys to them, got #{inspect(other)}")
     end
+
+    defp function(arity), do: {"a function of #{arity} arguments", &is_function(&1, arity)}
 
     # ── The behaviour ─────────────────────────────────────────────────────────────────────────────
 
@@ -400,6 +402,6 @@ if Code.ensure_loaded?(Nx.Serving) do
     defp text({type, shape}), do: Tensor.spec_text(%{type: type, shape: shape})
 
     @spec fail!(String.t(), String.t() | nil) :: no_return()
-    defp fail!(message, hint \\ nil), do: raise(Error.argument(:serving, message, hint))
+    defp fail!(message, hint \\ nil), do: Options.fail!(:serving, message, hint)
   end
 end

@@ -19,6 +19,14 @@ defmodule Nitrox.Nx.ServingTest do
     Program.compile(fun, [Nitrox.template({size, 4}, {:f, 32})], options)
   end
 
+  # On all devices, and at least two: where there is one, it also stands for another.
+  defp everywhere(size, options) do
+    programs = for d <- devices(), do: product(size, [device: d] ++ options)
+    if match?([_], programs), do: programs ++ Enum.map(programs, &elsewhere/1), else: programs
+  end
+
+  defp elsewhere(program), do: %{program | device: {:cuda, 7}}
+
   defp expected(rows) do
     columns = Enum.zip_with(@w, &Function.identity/1)
 
@@ -104,8 +112,8 @@ defmodule Nitrox.Nx.ServingTest do
 
   describe "a process" do
     test "answers 64 callers at once, with any number of entries, from all partitions", context do
-      programs = for d <- devices(), size <- [3, 16], do: product(size, device: d, instances: 2)
-      start(Serving.new(programs), context.name)
+      programs = for size <- [3, 16], do: everywhere(size, instances: 2)
+      start(Serving.new(Enum.concat(programs)), context.name)
 
       1..64
       |> Task.async_stream(
@@ -125,11 +133,11 @@ defmodule Nitrox.Nx.ServingTest do
 
     @tag :telemetry
     test "runs as many batches at once as there are instances, on every device", context do
-      programs = for d <- devices(), do: product(2, device: d, instances: 2)
+      programs = everywhere(2, instances: 2)
       serving = Serving.new(programs, client_postprocessing: fn {_, meta}, _ -> meta.device end)
 
       start(serving, context.name)
-      lanes = 2 * length(devices())
+      lanes = 2 * length(programs)
       test = self()
 
       # Each waits at its start until all have started: with fewer partitions nobody would go on.
@@ -148,7 +156,9 @@ defmodule Nitrox.Nx.ServingTest do
 
       for pid <- waiting, do: send(pid, :go)
       devices = Task.await_many(callers, 60_000)
-      assert Enum.sort(devices) == Enum.sort(devices() ++ devices())
+
+      assert Enum.sort(devices) ==
+               programs |> Enum.flat_map(&[&1.device, &1.device]) |> Enum.sort()
     end
 
     test "keeps entries of two keys apart", context do
@@ -220,7 +230,7 @@ defmodule Nitrox.Nx.ServingTest do
     @tag :telemetry
     test "gives entries and parts of a stream back in their order, whichever is ready first",
          context do
-      serving = Serving.new(for d <- devices(), do: product(4, device: d, instances: 3))
+      serving = Serving.new(everywhere(4, instances: 3))
       start(serving, context.name)
       streaming = Module.concat(context.name, Stream)
 
@@ -316,7 +326,7 @@ defmodule Nitrox.Nx.ServingTest do
 
     test "of the host, of a device and of another backend meet in one batch",
          %{device: device, name: name} do
-      start(Serving.new(for d <- devices(), do: product(6, device: d)), name, batch_timeout: 50)
+      start(Serving.new(everywhere(6, [])), name, batch_timeout: 50)
 
       tasks =
         for backend <- [Nx.BinaryBackend | for(d <- devices(), do: {Backend, device: d})],
@@ -447,6 +457,8 @@ defmodule Nitrox.Nx.ServingTest do
             {[a, b], "programs of the key :default differ"},
             {[a, product(8, outputs: :tensor)], "programs of the key :default differ"},
             {[a, a], "two programs of the key :default take 4 entries on :cpu"},
+            {[product(4, outputs: :tensor), elsewhere(product(4, outputs: :tensor))],
+             "can't be put together"},
             {%{a: a, b: b}, "no program of the key :a takes 8 entries on :cpu"},
             {%{a: a, b: []}, "no program of the key :b takes 4 entries on :cpu"}
           ] do
@@ -454,6 +466,20 @@ defmodule Nitrox.Nx.ServingTest do
         assert %Error{reason: :argument, op: :serving} = error
         assert error.message =~ message
       end
+
+      for {options, message} <- [
+            {[preprocessing: & &1], "unknown option :preprocessing; known are :client_prep"},
+            {[client_preprocessing: fn -> 1 end], "expected a function of 1 arguments"},
+            {[client_postprocessing: & &1], "expected a function of 2 arguments"},
+            {:none, "options must be a keyword list"}
+          ] do
+        assert %Error{op: :serving} = error = catch_error(Serving.new(a, options))
+        assert error.message =~ message
+      end
+
+      serving = Serving.new(a, client_preprocessing: &elem(&1, 0))
+      error = catch_error(Nx.Serving.run(serving, {:no_pair}))
+      assert error.message =~ "a preprocessing gives {batch, info}, got :no_pair"
     end
   end
 
