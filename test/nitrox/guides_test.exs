@@ -11,7 +11,7 @@ defmodule Nitrox.GuidesTest do
 
   # What a page needs that is not on every machine.
   @needs %{
-    "guides/nx.md" => [:nx],
+    "guides/nx.md" => [:nx, :telemetry],
     "guides/serving.md" => [:nx, :axon],
     "notebooks/nitrox.livemd" => [:nx, :axon, :telemetry]
   }
