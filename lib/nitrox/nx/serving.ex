@@ -140,16 +140,18 @@ if Code.ensure_loaded?(Nx.Serving) do
       {size, program} = Enum.find(sizes, fn {size, _} -> size >= batch.size end)
 
       execute = fn ->
-        {container, numbers} = batch |> Nx.Batch.pad(size - batch.size) |> tensors()
-        {{run(program, container), numbers}, %{device: device, batch_size: size}}
+        {container, numbers} = tensors(batch)
+
+        {{run(program, container, size - batch.size), numbers},
+         %{device: device, batch_size: size}}
       end
 
       {:execute, execute, arg}
     end
 
-    defp run(%{device: device, outputs: outputs} = program, container) do
+    defp run(%{device: device, outputs: outputs} = program, container, missing) do
       {skeleton, _} = form = form(program)
-      feeds = container |> leaves!(form) |> Enum.map(&feed(&1, device))
+      feeds = container |> leaves!(form) |> Enum.map(&feed(&1, device, missing))
       results = Program.run(program, [Container.build(skeleton, feeds)])
 
       tensors =
@@ -160,8 +162,22 @@ if Code.ensure_loaded?(Nx.Serving) do
       Container.build(outputs, tensors)
     end
 
-    defp feed(%T{data: %Nitrox.Backend{device: device}} = t, device), do: Nitrox.from_nx(t)
-    defp feed(%T{} = t, _), do: Nx.to_binary(t)
+    # Filled up with zeros; not by Nx.Batch.pad/2, which goes element by element on the host.
+    defp feed(%T{data: %Nitrox.Backend{device: device}} = t, device, 0), do: Nitrox.from_nx(t)
+
+    defp feed(%T{data: %Nitrox.Backend{device: device}} = t, device, missing) do
+      [_ | others] = Tuple.to_list(t.shape)
+      zero = Nx.tensor(0, type: t.type, backend: Nx.BinaryBackend)
+      config = [{0, missing, 0} | Enum.map(others, fn _ -> {0, 0, 0} end)]
+      t |> Nx.pad(zero, config) |> Nitrox.from_nx()
+    end
+
+    defp feed(%T{} = t, _, 0), do: Nx.to_binary(t)
+
+    defp feed(%T{} = t, _, missing) do
+      bytes = Nx.to_binary(t)
+      <<bytes::binary, 0::size(missing * div(byte_size(bytes), elem(t.shape, 0)))-unit(8)>>
+    end
 
     defp result(%Tensor{} = tensor, _), do: Nitrox.to_nx(tensor)
 

@@ -317,8 +317,12 @@ defmodule Nitrox.Nx.ServingTest do
       :telemetry.attach(name, event, &__MODULE__.tell/4, {test, name})
       on_exit(fn -> :telemetry.detach(name) end)
 
-      Nx.Serving.batched_run(name, Nx.Batch.concatenate([x, x]) |> Nx.Batch.split(4) |> elem(0))
-      refute_received {^name, _}
+      # Filled up, full, and cut in two.
+      for parts <- [[x], [x, x[0..0]], [x, x]] do
+        Nx.Serving.batched_run(name, Nx.Batch.concatenate(parts))
+        refute_received {^name, _}
+      end
+
       Nx.Serving.batched_run(name, batch(rows(1), backend: Nx.BinaryBackend))
       # The entries of the host go up with the launch: no transfer of its own either.
       refute_received {^name, _}
