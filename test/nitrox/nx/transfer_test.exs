@@ -267,4 +267,44 @@ defmodule Nitrox.Nx.TransferTest do
     Process.sleep(20)
     in_use()
   end
+
+  describe "processes" do
+    test "64 at once get right answers" do
+      1..64
+      |> Task.async_stream(
+        fn i ->
+          Nx.default_backend({Backend, device: :cpu})
+          x = Nx.add(Nx.iota({40, 50}, type: :f32), i)
+
+          for _ <- 1..20 do
+            y = x |> Nx.multiply(2) |> Nx.subtract(x) |> Nx.dot(Nx.transpose(x)) |> Nx.sum()
+            columns = Nx.sum(x, axes: [0])
+            assert_in_delta Nx.to_number(Nx.divide(y, Nx.dot(columns, columns))), 1.0, 1.0e-4
+          end
+        end,
+        max_concurrency: 64,
+        timeout: 60_000
+      )
+      |> Enum.each(&assert {:ok, _} = &1)
+    end
+
+    test "one that is killed leaks nothing" do
+      before = settled()
+
+      pids =
+        for _ <- 1..8 do
+          spawn(fn ->
+            Nx.default_backend({Backend, device: :cpu})
+            x = Nx.iota({100, 100}, type: :f32)
+            Stream.iterate(x, &Nx.add(Nx.dot(&1, x), 1)) |> Stream.run()
+          end)
+        end
+
+      Process.sleep(50)
+      assert in_use() > before
+      for pid <- pids, do: Process.exit(pid, :kill)
+      Process.sleep(50)
+      assert settled() == before
+    end
+  end
 end
