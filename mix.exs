@@ -54,7 +54,8 @@ defmodule Nitrox.MixProject do
       # The repository's address goes here, and in project/0 as source_url, once it is public.
       links: %{},
       files:
-        ~w(lib mix.exs .formatter.exs README.md CHANGELOG.md LICENSE guides native/*.exs) ++
+        ~w(lib mix.exs .formatter.exs README.md CHANGELOG.md LICENSE guides notebooks) ++
+          ~w(native/*.exs) ++
           ~w(native/*.toml native/*.lock native/*/Cargo.toml native/*/build.rs) ++
           ~w(native/*/src native/*/kernels native/*/tests native/*/benches)
     ]
@@ -64,8 +65,10 @@ defmodule Nitrox.MixProject do
     [
       main: "readme",
       source_ref: "v#{@version}",
-      extras: ["README.md", "CHANGELOG.md"] ++ Enum.sort(Path.wildcard("guides/*.md")),
-      groups_for_extras: [Guides: ~r"^guides/"]
+      extras:
+        ["README.md", "CHANGELOG.md"] ++
+          Enum.sort(Path.wildcard("guides/*.md") ++ Path.wildcard("notebooks/*.livemd")),
+      groups_for_extras: [Guides: ~r"^(guides|notebooks)/"]
     ]
   end
 end

@@ -190,12 +190,21 @@ defmodule Nitrox do
 
   # A group is a file of lib/nitrox/functions/ with the functions that it defines here, under this
   # module's name and in its documentation. They share the private functions below.
+  handles = Module.definitions_in(__MODULE__, :def)
   use Nitrox.Functions.Layers
   use Nitrox.Functions.Sequences
   use Nitrox.Functions.Choosing
   use Nitrox.Functions.Elementwise
   use Nitrox.Functions.Shape
   use Nitrox.Functions.Reductions
+
+  # By these names a `defn` calls the functions of other modules.
+  for {name, arity} <- Module.definitions_in(__MODULE__, :def) -- handles do
+    arguments = Macro.generate_arguments(arity, __MODULE__)
+    @doc false
+    def unquote(:"__defn:#{name}__")(unquote_splicing(arguments)),
+      do: unquote(name)(unquote_splicing(arguments))
+  end
 
   # ── ────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -1,17 +1,32 @@
 defmodule Nitrox.GuidesTest do
-  # The code of README.md and guides/*.md. It looks at the device's memory, so nothing else may run.
+  # The code of README.md, guides/*.md and notebooks/*.livemd. It looks at the device's memory, so nothing else may run.
   use ExUnit.Case, async: false
+  import ExUnit.CaptureIO
   alias Nitrox.TestPage
 
   @root Path.expand("../..", __DIR__)
-  @guides @root |> Path.join("guides/*.md") |> Path.wildcard() |> Enum.map(&Path.basename/1)
+  @pages for files <- ["README.md", "guides/*.md", "notebooks/*.livemd"],
+             file <- @root |> Path.join(files) |> Path.wildcard(),
+             do: Path.relative_to(file, @root)
 
-  for page <- ["README.md" | Enum.map(@guides, &"guides/#{&1}")] do
-    if page == "guides/nx.md", do: @tag(:nx)
+  # What a page needs that is not on every machine.
+  @needs %{
+    "guides/axon.md" => [:nx, :axon],
+    "guides/nx.md" => [:nx, :telemetry],
+    "guides/serving.md" => [:nx, :axon],
+    "notebooks/nitrox.livemd" => [:nx, :axon, :telemetry]
+  }
+
+  for page <- @pages do
+    for need <- Map.get(@needs, page, []), do: @tag(need)
 
     test page do
       page = unquote(page)
-      count = TestPage.check(page, File.read!(Path.join(@root, page)))
+
+      # What a page prints is none of the tests' output.
+      {count, _printed} =
+        with_io(fn -> TestPage.check(page, File.read!(Path.join(@root, page))) end)
+
       assert count > 0 or page == "guides/architecture.md"
     end
   end

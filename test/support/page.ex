@@ -9,6 +9,8 @@ defmodule Nitrox.TestPage do
   #   * A block whose first line is a comment with a path quotes that file, whatever the language. Its
   #     lines are there in this order, but for indentation; a line with … alone (in a comment or not)
   #     stands for what was left out.
+  #   * The set-up cell of a Livebook is not run, since Mix.install/1 refuses to within a project of Mix.
+  #     It has to name this checkout, and the versions that are there.
   import ExUnit.Assertions
 
   @root Path.expand("../..", __DIR__)
@@ -43,8 +45,30 @@ defmodule Nitrox.TestPage do
         assert [nitrox: [_ | _]] = Config.Reader.eval!(page, lines(["import Config" | code]))
         context
 
+      match?(["Mix.install(" <> _ | _], code) ->
+        check_setup(page, lines(code))
+        context
+
       true ->
         run(page, line, code, context)
+    end
+  end
+
+  defp check_setup(page, code) do
+    {_install, _, [dependencies]} = Code.string_to_quoted!(code)
+    {dependencies, _} = Code.eval_quoted(dependencies, [], file: Path.join(@root, page))
+
+    for dependency <- dependencies do
+      case dependency do
+        {:nitrox, path: path} ->
+          assert Path.expand(path) == @root
+
+        {app, requirement} ->
+          version = app |> Application.spec(:vsn) |> to_string()
+
+          assert Version.match?(version, requirement),
+                 "#{page}: #{app} #{version} is no #{requirement}"
+      end
     end
   end
 
