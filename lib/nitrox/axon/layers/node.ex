@@ -102,13 +102,14 @@ if Code.ensure_loaded?(Axon) do
     def enter(%{norm: :layer_norm, epsilon: epsilon}, %{x: x} = p),
       do: {Nitrox.layer_norm(x, p["norm.gamma"], p["norm.beta"], epsilon: epsilon), x}
 
-    @doc "The parameters in the type of x; `kept` are those that may have their own."
+    @doc "The parameters in the type of x; those that are `kept` stay f32 where they are stored so."
     def typed(%{x: %T{type: type}} = p, kept \\ []) do
       Map.new(p, fn
         {name, tensor} when is_binary(name) ->
-          if name in kept,
-            do: {name, stored(tensor)},
-            else: {name, Nx.as_type(tensor, type)}
+          case if(name in kept, do: stored(tensor)) do
+            %T{type: {:f, 32}} = tensor -> {name, tensor}
+            _ -> {name, Nx.as_type(tensor, type)}
+          end
 
         input ->
           input
@@ -117,9 +118,7 @@ if Code.ensure_loaded?(Axon) do
 
     # A mixed precision policy of Axon casts all that a layer takes. This is a parameter as it was
     # before that.
-    defp stored(%T{data: %Nx.Defn.Expr{op: :as_type, args: [%T{type: {:f, 32}} = tensor]}}),
-      do: tensor
-
+    defp stored(%T{data: %Nx.Defn.Expr{op: :as_type, args: [tensor]}}), do: tensor
     defp stored(tensor), do: tensor
 
     @doc "Uniform from −a to a, where a is 1/√fan-in, or `scale` times that."
