@@ -30,6 +30,8 @@ defmodule Nitrox.Axon.LayersTest do
       {[state: 1, expand: 1, conv: 2, dt_rank: 1], {1, 1, 1}},
       {[state: 3, expand: 3, conv: 3, dt_rank: 5, norm: :rms_norm], {3, 2, 7}},
       {[state: 5, use_bias: true, use_conv_bias: false, norm: :layer_norm], {1, 11, 17}},
+      # All that a block may have.
+      {[state: 2, use_bias: true, inner_norm: true, dt_rank: 3, norm: :layer_norm], {2, 3, 5}},
       {[state: 7, inner_norm: true, norm: :rms_norm, conv: 16], {2, 19, 33}}
     ]
 
