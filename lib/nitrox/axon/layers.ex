@@ -175,7 +175,7 @@ if Code.ensure_loaded?(Axon) do
             x ← x + mamba or attention(norm(x))
             x ← x + mlp(norm(x))
 
-        and a norm after the last. As in the paper attention is causal, without positions and biases, and
+        and Axon's own norm after the last. As in the paper attention is causal, without positions and biases, and
         the Mamba blocks normalise dt, b and c. Its mixture of experts is left out: all layers have the
         dense MLP.
 

@@ -446,7 +446,7 @@ defmodule Nitrox.Axon.LayersTest do
             end
 
           p = state.data["net.norm"]
-          expected = if p, do: normed(expected, p["norm.gamma"], p["norm.beta"]), else: expected
+          expected = if p, do: normed(expected, p["gamma"], p["beta"]), else: expected
           assert_everywhere("jamba #{inspect(opts)}", model, state, inputs, expected)
         end
       end

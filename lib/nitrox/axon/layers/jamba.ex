@@ -133,18 +133,12 @@ if Code.ensure_loaded?(Axon) do
     end
 
     defp norm(x, opts) do
-      width = &width!(:jamba, "x", &1.x)
+      common = [epsilon: opts.epsilon, name: opts.name && opts.name <> ".norm"]
 
-      opts =
-        %{opts | name: opts.name && opts.name <> ".norm"} |> Map.take([:name, :norm, :epsilon])
-
-      build(
-        opts.norm,
-        opts,
-        [x: x],
-        norm_params(opts, width),
-        &(opts |> enter(typed(&1)) |> elem(0))
-      )
+      case opts.norm do
+        :rms_norm -> Axon.rms_norm(x, common)
+        :layer_norm -> Axon.layer_norm(x, [gamma_initializer: :ones] ++ common)
+      end
     end
   end
 end

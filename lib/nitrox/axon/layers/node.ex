@@ -64,7 +64,8 @@ if Code.ensure_loaded?(Axon) do
       {"the name of one of Axon.Initializers or a function of 2 or 3 arguments",
        fn initializer ->
          is_function(initializer, 2) or is_function(initializer, 3) or
-           (is_atom(initializer) and function_exported?(Axon.Initializers, initializer, 0))
+           (is_atom(initializer) and Code.ensure_loaded?(Axon.Initializers) and
+              function_exported?(Axon.Initializers, initializer, 0))
        end}
     end
 
