@@ -361,6 +361,7 @@ defmodule Nitrox.Axon.LayersInAxonTest do
              "mlp: takes no norm:"},
             {fn -> Layers.jamba(x, attention: 2) end,
              "attention: expected a keyword list, got 2"},
+            {fn -> Layers.mamba_params([]) end, "expected a map of tensors by name, got []"},
             {fn -> Layers.mamba_params(%{"in.w" => nil}) end, ~s(got no "a" among ["in.w"])}
           ] do
         assert refusal(fun) =~ text

@@ -114,6 +114,10 @@ if Code.ensure_loaded?(Axon) do
     def params(imported, opts) do
       opts = Options.validate!(:mamba_params, opts, prefix: {"", {"a string", &is_binary/1}})
 
+      if not is_map(imported) or is_struct(imported) do
+        fail!(:mamba_params, "expected a map of tensors by name, got #{inspect(imported)}")
+      end
+
       params =
         for {name, %Nitrox.Tensor{} = tensor} <- imported,
             String.starts_with?(name, opts.prefix),
