@@ -63,6 +63,41 @@ defmodule Nitrox.Axon.LayersInAxonTest do
       end
     end
 
+    test "each layer draws its own first values, the same for the same seed" do
+      x = input(6)
+
+      # What differs is what Axon tells functions apart by.
+      model =
+        x
+        |> Layers.mamba()
+        |> Layers.mamba()
+        |> Layers.mamba(epsilon: 1.0e-6)
+        |> Layers.mamba(norm: :rms_norm)
+        |> Layers.gated_mlp(hidden: 6)
+        |> Layers.flash_attention(heads: 2)
+        |> Layers.flash_attention(heads: 3)
+        |> Layers.gated_mlp(hidden: 6, norm: :rms_norm)
+        |> Layers.mamba(name: "last")
+
+      drawn = fn seed ->
+        {init, _} = Axon.build(model, seed: seed)
+        init.(%{"x" => Nx.template({1, 2, 6}, :f32)}, Axon.ModelState.empty()).data
+      end
+
+      data = drawn.(1)
+      assert Enum.count(data) == 9
+
+      random =
+        for {layer, params} <- data,
+            {name, t} <- params,
+            name in ~w(in.w conv.w x.w dt.b q.w k.w v.w gate.w up.w down.w out.w),
+            do: {layer, name, Nx.to_binary(t)}
+
+      assert random == Enum.uniq_by(random, &elem(&1, 2))
+      assert drawn.(1) == data
+      assert drawn.(2)["mamba_0"]["in.w"] != data["mamba_0"]["in.w"]
+    end
+
     @fused ~w(causal_conv1d dense flash_attention gated_mlp layer_norm rms_norm rope selective_scan)a
 
     test "the native ops run, and nothing comes to the host" do

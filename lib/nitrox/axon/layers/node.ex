@@ -35,9 +35,26 @@ if Code.ensure_loaded?(Axon) do
       run = &(names |> Enum.zip(&1) |> Map.new() |> fun.())
 
       Axon.layer(spread(length(names) + 1, run), inputs ++ parameters,
-        name: opts.name,
+        name: naming(opts.name || "#{op}_{n}"),
         op_name: op,
         meta: Map.drop(opts, [:name])
+      )
+    end
+
+    # Axon puts a number for {n}: how many layers of the same op come before. When it draws first
+    # values, by these names, it has counted the nodes' functions instead, and each of ours would be the
+    # first of its kind. There all of ours are counted.
+    defp naming(name) do
+      fn op, counts -> String.replace(name, "{n}", "#{before(op, counts)}") end
+    end
+
+    defp before(op, counts) when is_atom(op), do: counts[op] || 0
+
+    defp before(_function, counts) do
+      Enum.sum(
+        for {op, count} <- counts,
+            is_function(op) and Function.info(op, :module) == {:module, __MODULE__},
+            do: count
       )
     end
 
