@@ -12,6 +12,7 @@ defmodule Nitrox.GuidesTest do
   # What a page needs that is not on every machine.
   @needs %{
     "guides/axon.md" => [:nx, :axon],
+    "guides/axon_layers.md" => [:nx, :axon],
     "guides/nx.md" => [:nx, :telemetry],
     "guides/serving.md" => [:nx, :axon],
     "notebooks/nitrox.livemd" => [:nx, :axon, :telemetry]

@@ -46,20 +46,29 @@ defmodule Nitrox.Backbone.Mamba do
   end
 
   @impl true
-  def run(p, x, {frames, h}, _places) do
+  def run(p, x, state, _places), do: mix(p, Nitrox.rms_norm(x, p["norm.gamma"]), state, x)
+
+  @doc """
+  The block on an input that was normalised already, `x {B, T, width}` → `{y {B, T, width}, state}`. Either
+  part of the state may be nil for zeros. `residual` is added last, unless it is nil.
+
+  Beside the parameters of `params/3` there may be `in.b`, `out.b`, as mamba_ssm has them, and the gammas
+  of RMS norms of what `x.w` gives, `dt.norm.gamma`, `b.norm.gamma` and `c.norm.gamma`, as Jamba has
+  them, with their `epsilon`.
+  """
+  def mix(p, x, {frames, h}, residual, epsilon \\ 1.0e-5) do
     {inner, states} = Nitrox.shape(p["a"])
     {rank, _} = Nitrox.shape(p["dt.w"])
-
-    [v, z] =
-      x
-      |> Nitrox.rms_norm(p["norm.gamma"])
-      |> Nitrox.dense(p["in.w"], nil)
-      |> split([inner, inner])
+    [v, z] = x |> Nitrox.dense(p["in.w"], p["in.b"]) |> split([inner, inner])
 
     {v, frames} =
       Nitrox.causal_conv1d(v, p["conv.w"], p["conv.b"], activation: :silu, state: frames)
 
-    [dt, b, c] = v |> Nitrox.dense(p["x.w"], nil) |> split([rank, states, states])
+    [dt, b, c] =
+      v
+      |> Nitrox.dense(p["x.w"], nil)
+      |> split([rank, states, states])
+      |> Enum.zip_with(["dt", "b", "c"], &inner_norm(&1, p["#{&2}.norm.gamma"], epsilon))
 
     {y, h} =
       Nitrox.selective_scan(v, Nitrox.dense(dt, p["dt.w"], nil), p["a"], b, c,
@@ -70,8 +79,11 @@ defmodule Nitrox.Backbone.Mamba do
         state: h
       )
 
-    {Nitrox.dense(y, p["out.w"], nil, residual: x), {frames, h}}
+    {Nitrox.dense(y, p["out.w"], p["out.b"], residual: residual), {frames, h}}
   end
+
+  defp inner_norm(x, nil, _epsilon), do: x
+  defp inner_norm(x, gamma, epsilon), do: Nitrox.rms_norm(x, gamma, epsilon: epsilon)
 
   @doc false
   # The parts of the last axis.

@@ -114,6 +114,10 @@ if Code.ensure_loaded?(Nx.Tensor) do
     def run(%Op.Cast{type: type}, [x]), do: Nx.as_type(x, type)
     def run(%Op.Reshape{shape: shape}, [x]), do: Nx.reshape(x, List.to_tuple(shape))
     def run(%Op.Transpose{axes: axes}, [x]), do: Nx.transpose(x, axes: axes)
+
+    def run(%Op.Slice{wrap: false, starts: starts, lengths: lengths, strides: strides}, [x, nil]),
+      do: Nx.slice(x, starts, lengths, strides: strides)
+
     def run(%Op.Broadcast{shape: shape}, [x]), do: Nx.broadcast(x, List.to_tuple(shape))
     def run(%Op.Concatenate{axis: axis}, tensors), do: Nx.concatenate(tensors, axis: axis)
 
