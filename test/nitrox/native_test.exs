@@ -2,7 +2,7 @@ defmodule Nitrox.NativeTest do
   # Takes most of the memory that the CPU device has here (see test_helper.exs).
   use ExUnit.Case, async: false
 
-  alias Nitrox.{Device, Error, Native, Tensor}
+  alias Nitrox.{Device, Error, Native, Tensor, TestMemory}
 
   @limit 1024 ** 3
   @chunk 192 * 1024 ** 2
@@ -29,7 +29,7 @@ defmodule Nitrox.NativeTest do
           receive do: (:stop -> :ok)
         end)
 
-      assert_receive {:full, 5}, 30_000
+      assert_receive {:full, 5}
       assert Device.memory_stats(:cpu).in_use >= 5 * @chunk
 
       # No room for it, but for the collection.
@@ -54,6 +54,15 @@ defmodule Nitrox.NativeTest do
       Enum.each(held, &Tensor.deallocate/1)
       assert Device.memory_stats(:cpu).in_use < @chunk
     end
+  end
+
+  test "tensors go back to the pool with their process" do
+    assert TestMemory.leaks(fn ->
+             before = Device.memory_stats(:cpu).in_use
+             tensor = Tensor.from_binary(<<0::size(8 * 1_000_000)>>, {:u, 8}, {1_000_000})
+             assert Device.memory_stats(:cpu).in_use - before >= 1_000_000
+             tensor
+           end) == {0, 0}
   end
 
   test "a device that is not open yet is opened by the call that needs it" do

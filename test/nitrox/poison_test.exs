@@ -73,7 +73,7 @@ defmodule Nitrox.PoisonTest do
   # Twice, from this process and from others.
   for round <- 1..2, {call, i} <- Enum.with_index(calls) do
     run = fn -> try(do: {:ok, call.()}, rescue: (e -> e)) end
-    got = if round == 1, do: run.(), else: Task.await(Task.async(run))
+    got = if round == 1, do: run.(), else: Task.await(Task.async(run), :infinity)
 
     case got do
       %Nitrox.Error{reason: :poisoned, message: ^message} -> :ok

@@ -14,7 +14,6 @@ defmodule Nitrox.SchedulersTest do
   alias Nitrox.{Program, Session, Tensor}
 
   @moduletag :quiet
-  @moduletag timeout: 180_000
 
   @attempts 5
   @again 3
@@ -54,7 +53,7 @@ defmodule Nitrox.SchedulersTest do
         System.monotonic_time(:microsecond) - before
       end
     end)
-    |> Task.await(60_000)
+    |> Task.await(:infinity)
   end
 
   defp p99(times), do: times |> Enum.sort() |> Enum.at(floor(0.99 * length(times)))
@@ -63,7 +62,7 @@ defmodule Nitrox.SchedulersTest do
     Process.unlink(pid)
     monitor = Process.monitor(pid)
     Process.exit(pid, :kill)
-    assert_receive {:DOWN, ^monitor, :process, ^pid, _}, 10_000
+    assert_receive {:DOWN, ^monitor, :process, ^pid, _}
   end
 
   # The first difference within bounds, or the least, with the p99s themselves. An attempt counts

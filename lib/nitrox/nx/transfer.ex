@@ -4,12 +4,12 @@ if Code.ensure_loaded?(Nx.Tensor) do
     # What brings tensors here, away, and to the screen.
 
     alias Nitrox.Backend, as: B
-    alias Nitrox.{Device, Native, Op, Tensor}
+    alias Nitrox.{Device, Native, Op, Options, Tensor}
     alias Nitrox.Nx.{Data, Host, Routes, Shape}
     alias Nx.Tensor, as: T
 
     def init(opts) do
-      opts = Nitrox.Options.known!(:backend, opts, [:device])
+      opts = Options.known!(:backend, opts, [:device])
       # Named once, so that what is made later goes where the default was then.
       [device: device(opts)]
     end
@@ -119,8 +119,13 @@ if Code.ensure_loaded?(Nx.Tensor) do
 
     def from_nx(%T{} = t), do: from_nx(Nx.backend_copy(t, Nitrox.Backend))
 
+    def from_nx(other), do: Options.struct!(:from_nx, other, T)
+
     @doc "Without a copy. See `Nitrox.to_nx/1`."
-    def to_nx(%Tensor{ref: ref, type: type, shape: shape, device: device}) do
+    def to_nx(tensor) do
+      %{ref: ref, type: type, shape: shape, device: device} =
+        Options.struct!(:to_nx, tensor, Tensor)
+
       names = List.duplicate(nil, tuple_size(shape))
       Data.put(%T{type: type, shape: shape, names: names}, ref, device)
     end

@@ -3,7 +3,7 @@ defmodule Nitrox.Nx.TransferTest do
   use ExUnit.Case, async: false
   @moduletag :nx
 
-  alias Nitrox.{Backend, Device}
+  alias Nitrox.{Backend, Device, TestMemory}
 
   setup do
     Nx.default_backend({Backend, device: :cpu})
@@ -210,22 +210,15 @@ defmodule Nitrox.Nx.TransferTest do
     end
 
     test "the owner stays for as long as there is a view on it" do
-      before = settled()
-
-      task =
-        Task.async(fn ->
-          y = adopted()
-          :erlang.garbage_collect()
-          # A view of the view: x itself is held by nothing else any more.
-          z = Nx.reshape(y, {2, 5000})
-          held = in_use()
-          {Nx.to_number(Nx.sum(z)), held}
-        end)
-
-      {sum, held} = Task.await(task)
-      assert sum == 10_000.0 * 2
-      assert held >= before + 40_000
-      assert settled() == before
+      assert TestMemory.leaks(fn ->
+               {before, _} = TestMemory.settled()
+               y = adopted()
+               # A view of the view: x itself is held by nothing else any more.
+               z = Nx.reshape(y, {2, 5000})
+               {held, _} = TestMemory.settled()
+               assert held >= before + 40_000
+               assert Nx.to_number(Nx.sum(z)) == 10_000.0 * 2
+             end) == {0, 0}
     end
 
     defp adopted do
@@ -261,13 +254,6 @@ defmodule Nitrox.Nx.TransferTest do
     end
   end
 
-  # What is in use once all dead handles are gone.
-  defp settled do
-    for pid <- Process.list(), do: :erlang.garbage_collect(pid)
-    Process.sleep(20)
-    in_use()
-  end
-
   describe "processes" do
     test "64 at once get right answers" do
       1..64
@@ -283,28 +269,33 @@ defmodule Nitrox.Nx.TransferTest do
           end
         end,
         max_concurrency: 64,
-        timeout: 60_000
+        timeout: :infinity
       )
       |> Enum.each(&assert {:ok, _} = &1)
     end
 
-    test "one that is killed leaks nothing" do
-      before = settled()
+    test "those that are killed leak nothing" do
+      assert TestMemory.leaks(fn ->
+               {before, _} = TestMemory.settled()
+               parent = self()
 
-      pids =
-        for _ <- 1..8 do
-          spawn(fn ->
-            Nx.default_backend({Backend, device: :cpu})
-            x = Nx.iota({100, 100}, type: :f32)
-            Stream.iterate(x, &Nx.add(Nx.dot(&1, x), 1)) |> Stream.run()
-          end)
-        end
+               killed =
+                 for _ <- 1..8 do
+                   spawn_monitor(fn ->
+                     Nx.default_backend({Backend, device: :cpu})
+                     x = Nx.iota({100, 100}, type: :f32)
+                     at_work = &Nx.add(Nx.dot(&1, x), 1)
+                     y = at_work.(x)
+                     send(parent, {:at_work, self()})
+                     y |> Stream.iterate(at_work) |> Stream.run()
+                   end)
+                 end
 
-      Process.sleep(50)
-      assert in_use() > before
-      for pid <- pids, do: Process.exit(pid, :kill)
-      Process.sleep(50)
-      assert settled() == before
+               for {pid, _} <- killed, do: assert_receive({:at_work, ^pid})
+               assert in_use() > before
+               for {pid, _} <- killed, do: Process.exit(pid, :kill)
+               for {pid, m} <- killed, do: assert_receive({:DOWN, ^m, :process, ^pid, :killed})
+             end) == {0, 0}
     end
   end
 end
