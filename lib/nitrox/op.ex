@@ -98,8 +98,9 @@ defmodule Nitrox.Op do
     end
   end
 
+  @doc false
   # The bytes of a number as a scalar.
-  defp constant(op, number, type) when is_number(number) do
+  def constant(op, number, type) when is_number(number) do
     case Element.encode(number, type) do
       :error ->
         fail!(
@@ -112,7 +113,7 @@ defmodule Nitrox.Op do
     end
   end
 
-  defp constant(op, other, _), do: check_input!(op, other)
+  def constant(op, other, _), do: check_input!(op, other)
 
   defp check_input!(_, %module{}) when module in [Tensor, Value], do: :ok
 
@@ -121,6 +122,14 @@ defmodule Nitrox.Op do
       name(op),
       "a template has no elements",
       "give it to Nitrox.Program.compile/3, and use the value that the function gets for it"
+    )
+  end
+
+  defp check_input!(op, %{__struct__: Nx.Tensor}) do
+    fail!(
+      name(op),
+      "takes tensors of Nx or of Nitrox, not both",
+      "Nitrox.to_nx/1 and Nitrox.from_nx/1 give the one for the other"
     )
   end
 
@@ -155,14 +164,21 @@ defmodule Nitrox.Op do
       options[:device] ||
         Enum.find_value(inputs, Device.default(), fn
           %Tensor{device: device} -> device
+          # Of Nx, on our backend.
+          %{data: %{device: device}} -> device
           _ -> nil
         end)
 
     specs =
       Enum.map(inputs, fn
-        nil -> nil
-        %module{} = input when module in [Tensor, Template, Value] -> Tensor.to_spec(input)
-        other -> check_input!(op, other)
+        nil ->
+          nil
+
+        %module{} = input when module in [Tensor, Template, Value, Nx.Tensor] ->
+          Tensor.to_spec(input)
+
+        other ->
+          check_input!(op, other)
       end)
 
     {variant, why, launches} = Native.call(:explain, [device, wire(op), specs])

@@ -283,11 +283,27 @@ defmodule Nitrox.BadInputTest do
     for {module, name, args} <- calls, do: apply(module, name, args)
   end
 
-  test "what is wrong is refused with a Nitrox.Error" do
+  test "what is wrong is refused with a Nitrox.Error", do: refused(calls())
+
+  @tag :nx
+  test "and so it is beside tensors of Nx" do
+    refused(for {Nitrox, name, args} <- calls(), name != :to_nx, do: {Nitrox, name, to_nx(args)})
+  end
+
+  # A copy, since some are given up.
+  defp to_nx(%Tensor{} = tensor), do: tensor |> Nitrox.copy() |> Nitrox.to_nx()
+  defp to_nx(list) when is_list(list), do: Enum.map(list, &to_nx/1)
+
+  defp to_nx(tuple) when is_tuple(tuple),
+    do: tuple |> Tuple.to_list() |> to_nx() |> List.to_tuple()
+
+  defp to_nx(other), do: other
+
+  defp refused(calls) do
     junk = junk()
 
     answers =
-      for {module, name, args} <- calls(),
+      for {module, name, args} <- calls,
           {arg, i} <- Enum.with_index(args),
           other <- changed(arg, junk),
           args = List.replace_at(args, i, other),

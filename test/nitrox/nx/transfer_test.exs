@@ -62,6 +62,39 @@ defmodule Nitrox.Nx.TransferTest do
              ] = crossed
     end
 
+    test "from_nx refuses what no tensor of ours can be" do
+      for {tensor, part} <- [
+            {Nx.vectorize(Nx.tensor([[1.0], [2.0]]), :row), "vectorized"},
+            {Nx.iota({1, 1, 1, 1, 1, 1, 1, 1, 2}), "at most 8 axes"},
+            {Nx.tensor([1], type: {:u, 2}), "unknown type {:u, 2}"},
+            {1, "a Nx.Tensor, got 1"}
+          ] do
+        assert_raise Nitrox.Error, ~r/#{part}/, fn -> Nitrox.from_nx(tensor) end
+      end
+    end
+
+    test "options of the backend are checked wherever they are given" do
+      for options <- [[device: :gpu], [junk: 1]] do
+        backend = {Backend, options}
+        host = Nx.tensor([1], backend: Nx.BinaryBackend)
+        assert_raise Nitrox.Error, fn -> Nx.tensor([1], backend: backend) end
+        assert_raise Nitrox.Error, fn -> Nx.backend_transfer(host, backend) end
+        assert_raise Nitrox.Error, fn -> Nx.backend_copy(Nx.tensor([1]), backend) end
+      end
+    end
+
+    test "tensors of Nx and of Nitrox are refused beside each other, and explained alike" do
+      {nx, ours} = {Nx.tensor([1.0, 2.0]), Nitrox.tensor([1.0, 2.0])}
+
+      for {a, b} <- [{nx, ours}, {ours, nx}] do
+        error = assert_raise Nitrox.Error, fn -> Nitrox.add(a, b) end
+        assert error.message =~ "not both" and error.hint =~ "Nitrox.from_nx/1"
+      end
+
+      op = %Nitrox.Op.Softmax{axis: 0, log: false}
+      assert Nitrox.explain(op, [nx]) == Nitrox.explain(op, [ours])
+    end
+
     test "to_nx, from_nx, reshape and copies on the device share the buffer" do
       t = Nitrox.tensor([1.0, 2.0, 3.0])
 
@@ -231,13 +264,17 @@ defmodule Nitrox.Nx.TransferTest do
       x = Nx.tensor([1.0, 2.0])
       pointer = Nx.to_pointer(x)
 
-      assert_raise ArgumentError, ~r/takes 12 bytes/, fn ->
+      assert_raise Nitrox.Error, ~r/takes 12 bytes/, fn ->
         Nx.from_pointer(Backend, pointer, :f32, {3})
       end
 
-      assert_raise ArgumentError, ~r/:local/, fn -> Nx.to_pointer(x, mode: :ipc) end
+      assert_raise Nitrox.Error, ~r/:local/, fn -> Nx.to_pointer(x, mode: :ipc) end
 
-      assert_raise ArgumentError, ~r/:local/, fn ->
+      assert_raise Nitrox.Error, ~r/a Nx.Pointer, got 1/, fn ->
+        Nx.from_pointer(Backend, 1, :f32, {2})
+      end
+
+      assert_raise Nitrox.Error, ~r/:local/, fn ->
         Nx.from_pointer(Backend, struct(Nx.Pointer, kind: :ipc, handle: "x"), :f32, {2})
       end
 
@@ -247,7 +284,7 @@ defmodule Nitrox.Nx.TransferTest do
         end
       end
 
-      assert_raise ArgumentError, ~r/constant/, fn -> Nx.to_pointer(Nx.tensor(1.0)) end
+      assert_raise Nitrox.Error, ~r/constant/, fn -> Nx.to_pointer(Nx.tensor(1.0)) end
 
       assert %{__struct__: Nx.Pointer} =
                Nx.tensor(1.0) |> Nitrox.from_nx() |> Nitrox.to_nx() |> Nx.to_pointer()
