@@ -189,13 +189,6 @@ defmodule Nitrox.FaultsTest.Libraries do
 
   alias Nitrox.TestVM
 
-  defp folder(name) do
-    path = Path.join(System.tmp_dir!(), "nitrox-#{name}-#{System.unique_integer([:positive])}")
-    File.mkdir_p!(path)
-    on_exit(fn -> File.rm_rf!(path) end)
-    path
-  end
-
   test "without a driver, or with all its cards hidden, the error says what was looked for" do
     script = """
     {:ok, _} = Application.ensure_all_started(:nitrox)
@@ -239,7 +232,11 @@ defmodule Nitrox.FaultsTest.Libraries do
     IO.puts("served on")
     """
 
-    env = [{"NITROX_NVRTC_PATH", "/nowhere/libnvrtc.so"}, {"NITROX_CACHE", folder("cache")}]
+    env = [
+      {"NITROX_NVRTC_PATH", "/nowhere/libnvrtc.so"},
+      {"NITROX_CACHE", TestVM.folder("cache")}
+    ]
+
     {out, status} = TestVM.run(script, env)
     assert status == 0, out
     assert out =~ "looked for libnvrtc: /nowhere/libnvrtc.so"
@@ -249,7 +246,7 @@ defmodule Nitrox.FaultsTest.Libraries do
 
   @tag :cuda
   test "a cache whose every entry is damaged is built anew" do
-    cache = folder("cache")
+    cache = TestVM.folder("cache")
 
     script = """
     {:ok, _} = Application.ensure_all_started(:nitrox)

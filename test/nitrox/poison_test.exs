@@ -90,8 +90,7 @@ defmodule Nitrox.PoisonTest do
   """
 
   test "after an illegal access every call to the device says so, and the VM lives" do
-    folder = Path.join(System.tmp_dir!(), "nitrox-poison-#{System.unique_integer([:positive])}")
-    on_exit(fn -> File.rm_rf!(folder) end)
+    folder = TestVM.folder("poison")
     env = [{"NITROX_CACHE", folder}]
     {out, status} = TestVM.run(@good, env)
     assert status == 0, out

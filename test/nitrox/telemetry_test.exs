@@ -135,10 +135,7 @@ defmodule Nitrox.TelemetryTest do
 
     test "kernels, from the compiler and from the cache" do
       # What is loaded already is not loaded again: so in a VM of its own, with a cache of its own.
-      cache =
-        Path.join(System.tmp_dir!(), "nitrox-telemetry-#{System.unique_integer([:positive])}")
-
-      on_exit(fn -> File.rm_rf!(cache) end)
+      cache = Nitrox.TestVM.folder("telemetry")
 
       script = """
       {:ok, _} = Application.ensure_all_started(:nitrox)
