@@ -59,6 +59,8 @@ defmodule Nitrox.Backbone do
       `.out.w {D, D}`, `.ffn.norm.gamma {D}`, `.up.w {D, F}`, `.up.b`, `.down.w {F, D}`, `.down.b`
 
   and for these two kinds and jamba `norm.gamma {D}`, and for features `input.w {n, D}`, `input.b {D}`.
+
+  A config, weights, frames or a state that do not fit raise `Nitrox.Error`.
   """
 
   import Nitrox.Options, only: [fail!: 2]
@@ -126,8 +128,8 @@ defmodule Nitrox.Backbone do
 
   @doc """
   A backbone of random weights: uniform, with deviation 1/√fan-in, but for what Mamba's authors start
-  otherwise (`a`, `d` and `dt.b`). The same `:seed` (default 0) gives the same weights. Other options
-  are those of `new/4`.
+  otherwise (`a`, `d` and `dt.b`). The same `:seed` (default 0) gives the same weights. They are drawn
+  on the host, 2^28 of them at the most. Other options are those of `new/4`.
   """
   @spec init(kind(), keyword(), keyword()) :: t()
   def init(kind, config, opts \\ []) do

@@ -11,6 +11,9 @@ defmodule Nitrox.Device do
 
   `memory_limit` is the most bytes that Nitrox takes of the device's memory; without it that is
   all there is. It can also be given to `open/2`, before the device is used.
+
+  A device that can't be used raises a `Nitrox.Error` of the reason `:unavailable`, which says what is
+  missing; `get/1` returns it.
   """
 
   alias Nitrox.{Error, Native}

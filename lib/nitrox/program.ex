@@ -23,6 +23,9 @@ defmodule Nitrox.Program do
   * A **state** makes the program one for sessions: see `Nitrox.Session`.
 
   A program lives as long as some process holds it, or a session of it.
+
+  What does not fit raises `Nitrox.Error`: while it is traced, by the op that refuses, at the line
+  that wrote it; in a run, before anything of it has begun.
   """
 
   import Nitrox.Options, only: [fail!: 2, fail!: 3]

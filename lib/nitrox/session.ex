@@ -20,6 +20,9 @@ defmodule Nitrox.Session do
   Any process may call a session; calls are answered one after the other, in the order in which they
   came. `snapshot/1` and `restore/2` are exact: a session that was restored repeats its outputs bit
   for bit. `fork/1` makes a second session that goes on from the same state.
+
+  A step that raises `Nitrox.Error`, for want of memory or for arguments that do not fit, leaves the
+  state as it was.
   """
 
   alias Nitrox.{Container, Native, Options, Program, Telemetry, Tensor}

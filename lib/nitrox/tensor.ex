@@ -7,7 +7,7 @@ defmodule Nitrox.Tensor do
   `Nitrox.deallocate/1`. A tensor is never written to again: what seems to change one makes a new
   one.
 
-  The functions on tensors are those of `Nitrox`.
+  The functions on tensors are those of `Nitrox`. What does not fit raises `Nitrox.Error`.
   """
 
   alias Nitrox.{Device, Element, Error, Native, Telemetry}

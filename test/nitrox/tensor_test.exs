@@ -203,6 +203,18 @@ defmodule Nitrox.TensorTest do
     end
   end
 
+  test "what has no elements is refused with what to do" do
+    refused = fn fun -> Exception.message(assert_raise(Error, fun)) end
+
+    traced = fn ->
+      Nitrox.Program.compile(&Nitrox.to_list/1, [Template.new({}, {:f, 32})])
+    end
+
+    assert refused.(traced) =~ ~r/to_list: .* got #Nitrox.Value<f32 of input 0> .*an output/
+    assert refused.(fn -> Nitrox.copy(Template.new({}, {:f, 32})) end) =~ "copy: expected"
+    assert refused.(fn -> Tensor.shape({1}) end) =~ "shape: expected a Nitrox.Tensor, got {1}"
+  end
+
   describe "inspect" do
     test "shows the first elements and reads no more" do
       text = inspect(Tensor.tensor(List.duplicate([1, 2, 3], 1000)), limit: 7)
