@@ -71,7 +71,8 @@ defmodule Nitrox.Program do
       the state as one more argument, the last, and returns `{outputs, new_state}`, the new state of
       the same structure, types and shapes.
     * `:outputs` — `:tensor`, or `:binary` to have each output read back to the host in the same run
-    * `:instances` — how many runs may be under way at once, 1 by default. A session is always one.
+    * `:instances` — how many runs may be under way at once, 1 by default and 1024 at most. A session
+      is always one.
   """
   @spec compile(function(), [container()],
           device: Device.t(),
