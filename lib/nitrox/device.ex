@@ -16,7 +16,7 @@ defmodule Nitrox.Device do
   missing; `get/1` returns it.
   """
 
-  alias Nitrox.{Error, Native}
+  alias Nitrox.{Error, Native, Options}
 
   @type t :: :cpu | {:cuda, non_neg_integer()}
 
@@ -61,15 +61,26 @@ defmodule Nitrox.Device do
   """
   @spec open(t(), memory_limit: pos_integer()) :: t()
   def open(device, options \\ []) do
-    options = Nitrox.Options.known!(:open, options, [:memory_limit])
+    options = Options.known!(:open, options, [:memory_limit])
     limit = Keyword.get_lazy(options, :memory_limit, fn -> configured_limit(device) end)
     Native.call(:open, [device, limit])
     device
   end
 
+  # What is misspelt there would else be no limit at all.
   defp configured_limit(device) do
     devices = Application.get_env(:nitrox, :devices, [])
-    with {_, options} <- List.keyfind(devices, device, 0), do: options[:memory_limit]
+
+    if not (Options.list?(devices) and Enum.all?(devices, &match?({_, _}, &1))) do
+      Options.fail!(
+        :open,
+        "config :nitrox, devices: expected a list of devices and their options, got #{inspect(devices)}",
+        "as in devices: [{{:cuda, 0}, memory_limit: 4 * 1024 ** 3}]"
+      )
+    end
+
+    with {_, options} <- List.keyfind(devices, device, 0),
+         do: Options.known!(:open, options, [:memory_limit])[:memory_limit]
   end
 
   @doc """

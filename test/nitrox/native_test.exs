@@ -65,6 +65,23 @@ defmodule Nitrox.NativeTest do
            end) == {0, 0}
   end
 
+  test "a configuration that can't be read is refused, and is no limit by oversight" do
+    before = Application.get_env(:nitrox, :devices)
+    on_exit(fn -> Application.put_env(:nitrox, :devices, before) end)
+
+    for {devices, part} <- [
+          {:cpu, "a list of devices and their options, got :cpu"},
+          {[:cpu], "a list of devices and their options, got [:cpu]"},
+          {[{:cpu, 5}], "options must be a keyword list, got 5"},
+          {[cpu: [memory_limt: 5]], "unknown option :memory_limt; known are :memory_limit"},
+          {[cpu: [memory_limit: "1G"]], ~s(memory_limit must be a non-negative integer)}
+        ] do
+      Application.put_env(:nitrox, :devices, devices)
+      error = assert_raise Error, fn -> Device.open(:cpu) end
+      assert error.message =~ part
+    end
+  end
+
   test "a device that is not open yet is opened by the call that needs it" do
     device = {:cuda, 4_000_000}
     assert Native.memory_stats(device) == {:closed, device}
