@@ -280,7 +280,10 @@ defmodule Nitrox.BadInputTest do
           do: {module, name}
 
     assert documented -- called == []
-    for {module, name, args} <- calls, do: apply(module, name, args)
+
+    # Those between the two kinds of tensor say what is missing where there is only one.
+    missing = if Code.ensure_loaded?(Nx), do: [], else: [:from_nx, :to_nx]
+    for {module, name, args} <- calls, name not in missing, do: apply(module, name, args)
   end
 
   test "what is wrong is refused with a Nitrox.Error", do: refused(calls())
