@@ -2,7 +2,7 @@
 //! are those of the eager ops, bit for bit.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-mod random;
+mod places;
 
 use std::sync::Arc;
 
@@ -12,8 +12,6 @@ use nitrox_engine::program::{
     Feed, Graph, Mode, Node, Options, Output, Program, Ref, Session, Started,
 };
 use nitrox_engine::{DType, Spec, Tensor};
-
-use random::Random;
 
 /// The CPU, and the first GPU where `NITROX_TEST_CUDA` asks for it.
 fn devices() -> Vec<Device> {
@@ -76,207 +74,9 @@ fn step(session: &Session, x: &[f32]) -> Vec<Vec<f32>> {
     done(session.step(&[Feed::Bytes(&x)], Mode::Block).unwrap()).iter().map(values).collect()
 }
 
-/// Runs the graph's ops one by one.
-fn eager(
-    device: &Device,
-    graph: &Graph,
-    params: &[Tensor],
-    inputs: &[Tensor],
-    states: &[Tensor],
-) -> (Vec<Tensor>, Vec<Tensor>) {
-    let mut made: Vec<Vec<Tensor>> = Vec::new();
-    let get = |made: &Vec<Vec<Tensor>>, r: Ref| match r {
-        Param(i) => params[i].clone(),
-        Input(i) => inputs[i].clone(),
-        State(i) => states[i].clone(),
-        Ref::Node(n, k) => made[n][k].clone(),
-    };
-    for node in &graph.nodes {
-        let operands: Vec<_> = node.inputs.iter().map(|r| r.map(|r| get(&made, r))).collect();
-        let operands: Vec<_> = operands.iter().map(Option::as_ref).collect();
-        made.push(device.run(&node.op, &operands).unwrap());
-    }
-    let all = |refs: &[Ref]| refs.iter().map(|&r| get(&made, r)).collect();
-    (all(&graph.outputs), all(&graph.next_state))
-}
-
 use Ref::{Input, Param, State};
 fn n(i: usize) -> Ref {
     Ref::Node(i, 0)
-}
-
-#[test]
-fn outputs_outlive_later_runs() {
-    for device in devices() {
-        for readback in [false, true] {
-            let p = tensor(&device, &[3], &[1.0, 2.0, 3.0]);
-            let graph = Graph {
-                nodes: vec![
-                    binary(BinaryKind::Add, Input(0), Param(0)),
-                    binary(BinaryKind::Multiply, n(0), n(0)),
-                ],
-                inputs: vec![f32s(&[3])],
-                // A temporary, the input and the parameter themselves, and one value twice.
-                outputs: vec![n(1), Input(0), Param(0), n(1)],
-                next_state: vec![],
-            };
-            let program =
-                Program::compile(&device, graph, vec![p], vec![], options(readback)).unwrap();
-            let run = |x: &[f32]| {
-                let x = bytes(x);
-                done(program.run(&[Feed::Bytes(&x)], Mode::Block).unwrap())
-            };
-            let first = run(&[0.0, 0.0, 0.0]);
-            let x = tensor(&device, &[3], &[1.0, 1.0, 1.0]);
-            let second = done(program.run(&[Feed::Tensor(&x)], Mode::Block).unwrap());
-            drop(x);
-            for (outputs, x) in [(first, 0.0), (second, 1.0)] {
-                let square: Vec<f32> = [1.0, 2.0, 3.0].iter().map(|p| (p + x) * (p + x)).collect();
-                assert_eq!(values(&outputs[0]), square);
-                assert_eq!(values(&outputs[1]), [x; 3]);
-                assert_eq!(values(&outputs[2]), [1.0, 2.0, 3.0]);
-                assert_eq!(values(&outputs[3]), square);
-            }
-        }
-    }
-}
-
-#[test]
-fn temporaries_share_the_arena() {
-    for device in devices() {
-        let mut nodes = vec![binary(BinaryKind::Add, Input(0), Input(0))];
-        for i in 0..20 {
-            nodes.push(node(Op::Unary(Unary { kind: UnaryKind::Negate }), &[n(i)]));
-        }
-        let graph =
-            Graph { nodes, inputs: vec![f32s(&[1024])], outputs: vec![n(20)], next_state: vec![] };
-        let program = Program::compile(&device, graph, vec![], vec![], options(true)).unwrap();
-        // Input, output and two temporaries by turns.
-        assert_eq!(program.info().arena_bytes, 4 * 4096);
-        let x = bytes(&vec![1.5; 1024]);
-        let outputs = done(program.run(&[Feed::Bytes(&x)], Mode::Block).unwrap());
-        assert_eq!(values(&outputs[0]), vec![3.0; 1024]);
-    }
-}
-
-#[test]
-fn a_slice_that_lies_together_is_no_step() {
-    let slice = |x, starts: &[i64], lengths: &[usize], wrap| {
-        let (starts, lengths) = (starts.to_vec(), lengths.to_vec());
-        node(Op::Slice(Slice { starts, lengths, strides: vec![1, 1], axis: 1, wrap }), &[x])
-    };
-    let negate = |x| node(Op::Unary(Unary { kind: UnaryKind::Negate }), &[x]);
-    // What is sliced from, how, and the steps: the negation of a part of the sum, or the slice too.
-    let cases = [
-        ([1, 24], [0, 8], [1, 8], false, 2),
-        // Moved back until it fits, to place 16.
-        ([1, 24], [0, 20], [1, 8], false, 2),
-        // Whole rows.
-        ([6, 8], [2, 0], [3, 8], false, 2),
-        // Not at a multiple of 16 bytes; in two parts; over the end of a ring; a column; none.
-        ([1, 24], [0, 7], [1, 8], false, 3),
-        ([2, 24], [0, 8], [2, 8], false, 3),
-        ([1, 24], [0, 20], [1, 8], true, 3),
-        ([6, 8], [0, 0], [6, 1], false, 3),
-        ([6, 8], [0, 0], [0, 8], false, 3),
-    ];
-    for device in devices() {
-        for (shape, starts, lengths, wrap, steps) in cases {
-            let nodes = vec![
-                binary(BinaryKind::Add, Input(0), Input(0)),
-                slice(n(0), &starts, &lengths, wrap),
-                negate(n(1)),
-            ];
-            let graph = Graph {
-                nodes,
-                inputs: vec![f32s(&shape)],
-                outputs: vec![n(2)],
-                next_state: vec![],
-            };
-            let program =
-                Program::compile(&device, graph.clone(), vec![], vec![], options(true)).unwrap();
-            assert_eq!(program.info().steps, steps, "{shape:?} {starts:?} {lengths:?}");
-            let x: Vec<f32> = (0..shape.iter().product::<usize>()).map(|i| i as f32).collect();
-            let outputs = done(program.run(&[Feed::Bytes(&bytes(&x))], Mode::Block).unwrap());
-            let (expected, _) = eager(&device, &graph, &[], &[tensor(&device, &shape, &x)], &[]);
-            assert_eq!(
-                values(&outputs[0]),
-                floats(&expected[0].to_bytes().unwrap()),
-                "{shape:?} {starts:?} {lengths:?}"
-            );
-            // What the caller gets is a slice of its own size.
-            let graph = Graph { outputs: vec![n(1)], ..graph };
-            let program =
-                Program::compile(&device, graph.clone(), vec![], vec![], options(true)).unwrap();
-            let outputs = done(program.run(&[Feed::Bytes(&bytes(&x))], Mode::Block).unwrap());
-            let (expected, _) = eager(&device, &graph, &[], &[tensor(&device, &shape, &x)], &[]);
-            assert_eq!(
-                values(&outputs[0]),
-                floats(&expected[0].to_bytes().unwrap()),
-                "{shape:?} {starts:?} {lengths:?}"
-            );
-        }
-    }
-}
-
-#[test]
-fn states_swap_pass_through_and_come_out() {
-    for device in devices() {
-        let state = vec![
-            tensor(&device, &[2], &[1.0, 2.0]),
-            tensor(&device, &[2], &[10.0, 20.0]),
-            tensor(&device, &[2], &[7.0, 8.0]),
-            tensor(&device, &[2], &[0.0, 0.0]),
-        ];
-        let graph = Graph {
-            nodes: vec![binary(BinaryKind::Add, State(3), Input(0))],
-            inputs: vec![f32s(&[2])],
-            outputs: vec![State(0), State(1), State(2), n(0), State(3)],
-            next_state: vec![State(1), State(0), State(2), n(0)],
-        };
-        let program = Program::compile(&device, graph, vec![], state, options(true)).unwrap();
-        let session = Session::new(&program).unwrap();
-        for i in 0..5 {
-            let out = step(&session, &[1.0, 2.0]);
-            let (a, b) = ([1.0, 2.0], [10.0, 20.0]);
-            let t = i as f32;
-            assert_eq!(out[0], if i % 2 == 0 { a } else { b }, "frame {i}");
-            assert_eq!(out[1], if i % 2 == 0 { b } else { a }, "frame {i}");
-            assert_eq!(out[2], [7.0, 8.0]);
-            assert_eq!(out[3], [t + 1.0, 2.0 * (t + 1.0)]);
-            assert_eq!(out[4], [t, 2.0 * t]);
-        }
-    }
-}
-
-#[test]
-fn a_ring_is_written_in_place_unless_the_old_one_is_read() {
-    for device in devices() {
-        for old_is_read in [false, true] {
-            let ring = tensor(&device, &[64, 16], &[0.0; 1024]);
-            let outputs = if old_is_read { vec![n(0), State(0)] } else { vec![n(0)] };
-            let graph = Graph {
-                nodes: vec![put(State(0), Input(0), &[3, 0])],
-                inputs: vec![f32s(&[1, 16])],
-                outputs,
-                next_state: vec![n(0)],
-            };
-            let program =
-                Program::compile(&device, graph, vec![], vec![ring], options(true)).unwrap();
-            let slots = if old_is_read { 2 } else { 1 };
-            assert_eq!(program.info().arena_bytes, 256 + slots * 4096);
-            let session = Session::new(&program).unwrap();
-            let mut expected = vec![0.0; 1024];
-            for i in 1..4 {
-                let out = step(&session, &[i as f32; 16]);
-                if old_is_read {
-                    assert_eq!(out[1], expected);
-                }
-                expected[48..64].fill(i as f32);
-                assert_eq!(out[0], expected);
-            }
-        }
-    }
 }
 
 fn counter(device: &Device) -> Arc<Program> {
@@ -468,5 +268,173 @@ fn memory_returns_when_all_is_dropped() {
         device.synchronize().unwrap();
         assert_eq!(device.stats().in_use, 0);
         assert_eq!(device.stats().allocations, 0);
+    }
+}
+
+/// SplitMix64.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        ((z ^ (z >> 31)) % n as u64) as usize
+    }
+
+    fn floats(&mut self, n: usize) -> Vec<f32> {
+        (0..n).map(|_| self.below(2001) as f32 / 1000.0 - 1.0).collect()
+    }
+}
+
+/// The shape of every value but the slices: rank 2, so that a reshape and a transpose matter.
+const SHAPE: [usize; 2] = [6, 10];
+
+/// A program of random nodes over values of one shape.
+fn random_graph(random: &mut Random) -> (Graph, usize, usize) {
+    let (params, inputs, states) = (random.below(3), 1 + random.below(2), 1 + random.below(4));
+    let mut known: Vec<Ref> = (0..params).map(Param).collect();
+    known.extend((0..inputs).map(Input));
+    known.extend((0..states).map(State));
+    let mut nodes = Vec::new();
+    for _ in 0..random.below(14) {
+        // Recent values more often, so that chains form.
+        let pick = |random: &mut Random| {
+            let from = if random.below(2) == 0 { known.len().saturating_sub(3) } else { 0 };
+            known[from + random.below(known.len() - from)]
+        };
+        let (a, b) = (pick(random), pick(random));
+        let next = nodes.len();
+        match random.below(6) {
+            5 => {
+                // A part that lies together, begins at any row, and stands for the whole in the end.
+                let (from, rows) = (random.below(6) as i64, 1 + random.below(3));
+                let part = Slice {
+                    starts: vec![from, 0],
+                    lengths: vec![rows, 10],
+                    strides: vec![1, 1],
+                    axis: 0,
+                    wrap: false,
+                };
+                nodes.push(node(Op::Slice(part), &[a]));
+                nodes.push(node(Op::Unary(Unary { kind: UnaryKind::Negate }), &[n(next)]));
+                nodes.push(put(b, n(next + random.below(2)), &[random.below(4) as i64, 0]));
+            }
+            0 => nodes.push(binary(BinaryKind::Max, a, b)),
+            1 => nodes.push(node(Op::Unary(Unary { kind: UnaryKind::Negate }), &[a])),
+            2 => {
+                // There and back through another shape.
+                nodes.push(node(Op::Reshape(Reshape { shape: vec![60] }), &[a]));
+                nodes.push(node(Op::Reshape(Reshape { shape: SHAPE.to_vec() }), &[n(next)]));
+            }
+            _ => {
+                let slice = Slice {
+                    starts: vec![random.below(6) as i64, 0],
+                    lengths: vec![2, 7],
+                    strides: vec![1, 1],
+                    axis: 0,
+                    wrap: true,
+                };
+                nodes.push(node(Op::Slice(slice), &[b]));
+                let start = [random.below(6) as i64, random.below(5) as i64];
+                nodes.push(put(a, n(next), &start));
+            }
+        }
+        known.push(n(nodes.len() - 1));
+    }
+    let mut pick = || known[random.below(known.len())];
+    let outputs = (0..3).map(|_| pick()).collect();
+    let next_state = (0..states).map(|_| pick()).collect();
+    let graph = Graph { nodes, inputs: vec![f32s(&SHAPE); inputs], outputs, next_state };
+    (graph, params, states)
+}
+
+/// Runs the graph's ops one by one.
+fn eager(
+    device: &Device,
+    graph: &Graph,
+    params: &[Tensor],
+    inputs: &[Tensor],
+    states: &[Tensor],
+) -> (Vec<Tensor>, Vec<Tensor>) {
+    let mut made: Vec<Vec<Tensor>> = Vec::new();
+    let get = |made: &Vec<Vec<Tensor>>, r: Ref| match r {
+        Param(i) => params[i].clone(),
+        Input(i) => inputs[i].clone(),
+        State(i) => states[i].clone(),
+        Ref::Node(n, k) => made[n][k].clone(),
+    };
+    for node in &graph.nodes {
+        let operands: Vec<_> = node.inputs.iter().map(|r| r.map(|r| get(&made, r))).collect();
+        let operands: Vec<_> = operands.iter().map(Option::as_ref).collect();
+        made.push(device.run(&node.op, &operands).unwrap());
+    }
+    let all = |refs: &[Ref]| refs.iter().map(|&r| get(&made, r)).collect();
+    (all(&graph.outputs), all(&graph.next_state))
+}
+
+#[test]
+fn random_programs_equal_their_ops_run_one_by_one() {
+    let seed =
+        std::env::var("NITROX_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or_else(|| {
+            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos()
+                as u64
+        });
+    println!("NITROX_SEED={seed}");
+    for device in devices() {
+        let mut random = Random(seed);
+        for case in 0..300 {
+            let (graph, params, states) = random_graph(&mut random);
+            let fresh = |random: &mut Random| tensor(&device, &SHAPE, &random.floats(60));
+            let params: Vec<_> = (0..params).map(|_| fresh(&mut random)).collect();
+            let mut state: Vec<_> = (0..states).map(|_| fresh(&mut random)).collect();
+            let program = Program::compile(
+                &device,
+                graph.clone(),
+                params.clone(),
+                state.clone(),
+                options(case % 2 == 0),
+            )
+            .unwrap();
+            let session = Session::new(&program).unwrap();
+            for frame in 0..4 {
+                if random.below(3) == 0 {
+                    session.prepare(Mode::Block).unwrap();
+                }
+                let inputs: Vec<_> = graph.inputs.iter().map(|_| fresh(&mut random)).collect();
+                let host: Vec<_> = inputs.iter().map(|t| t.to_bytes().unwrap()).collect();
+                let as_bytes = frame % 2 == 0;
+                let feeds: Vec<_> = inputs
+                    .iter()
+                    .zip(&host)
+                    .map(|(t, b)| if as_bytes { Feed::Bytes(b) } else { Feed::Tensor(t) })
+                    .collect();
+                let outputs = done(session.step(&feeds, Mode::Block).unwrap());
+                let (expected, next) = eager(&device, &graph, &params, &inputs, &state);
+                state = next;
+                for (k, (got, expected)) in outputs.iter().zip(&expected).enumerate() {
+                    let got = match got {
+                        Output::Bytes(bytes) => bytes.clone(),
+                        Output::Tensor(tensor) => tensor.to_bytes().unwrap(),
+                    };
+                    assert_eq!(
+                        got,
+                        expected.to_bytes().unwrap(),
+                        "seed {seed} case {case} frame {frame} output {k} on {:?}: {graph:#?}",
+                        device.id()
+                    );
+                }
+                for (k, (got, expected)) in
+                    session.snapshot().unwrap().iter().zip(&state).enumerate()
+                {
+                    assert_eq!(
+                        got.to_bytes().unwrap(),
+                        expected.to_bytes().unwrap(),
+                        "seed {seed} case {case} frame {frame} state {k}: {graph:#?}"
+                    );
+                }
+            }
+        }
     }
 }
