@@ -54,7 +54,10 @@ missing =
       do: {tag, why}
 
 # Property tests draw from :rand, seeded in their setup from `ExUnit.configuration()[:seed]`.
+# A busy machine makes a test slow, and is no reason to fail: what these bounds end is a test that hangs.
 ExUnit.start(
+  timeout: 900_000,
+  assert_receive_timeout: 60_000,
   exclude: Keyword.keys(missing),
   missing: missing,
   formatters: [Nitrox.TestSummary]

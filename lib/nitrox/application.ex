@@ -8,6 +8,13 @@ defmodule Nitrox.Application do
   def start(_type, _args) do
     Telemetry.setup()
     children = if Telemetry.on?(), do: [Telemetry.Relay], else: []
-    Supervisor.start_link(children, strategy: :one_for_one, name: Nitrox.Supervisor)
+
+    # However often the relay ends, that is no reason for the application to end, and the VM with it.
+    Supervisor.start_link(children,
+      strategy: :one_for_one,
+      max_restarts: 1_000,
+      max_seconds: 1,
+      name: Nitrox.Supervisor
+    )
   end
 end

@@ -59,11 +59,13 @@ defmodule Nitrox.Backbone do
       `.out.w {D, D}`, `.ffn.norm.gamma {D}`, `.up.w {D, F}`, `.up.b`, `.down.w {F, D}`, `.down.b`
 
   and for these two kinds and jamba `norm.gamma {D}`, and for features `input.w {n, D}`, `input.b {D}`.
+
+  A config, weights, frames or a state that do not fit raise `Nitrox.Error`.
   """
 
   import Nitrox.Options, only: [fail!: 2]
 
-  alias Nitrox.{Options, Program, Session, Tensor, Weights}
+  alias Nitrox.{Container, Options, Program, Session, Tensor, Weights}
   alias Nitrox.Backbone.{Attention, Config, Context}
 
   @residual Config.residual()
@@ -115,6 +117,9 @@ defmodule Nitrox.Backbone do
 
         %{} ->
           Map.new(layout, fn {name, shape, _} -> {name, given!(weights, name, shape)} end)
+
+        other ->
+          fail!(:backbone, "expected weights, a Nitrox.Weights or a map, got #{inspect(other)}")
       end
 
     metadata = if is_struct(weights, Weights), do: Weights.metadata(weights), else: %{}
@@ -123,19 +128,20 @@ defmodule Nitrox.Backbone do
 
   @doc """
   A backbone of random weights: uniform, with deviation 1/√fan-in, but for what Mamba's authors start
-  otherwise (`a`, `d` and `dt.b`). The same `:seed` (default 0) gives the same weights. Other options
-  are those of `new/4`.
+  otherwise (`a`, `d` and `dt.b`). The same `:seed` (default 0) gives the same weights. They are drawn
+  on the host, 2^28 of them at the most. Other options are those of `new/4`.
   """
   @spec init(kind(), keyword(), keyword()) :: t()
   def init(kind, config, opts \\ []) do
     config = Config.new(kind, config)
     opts = Options.validate!(:backbone, opts, [seed: {0, Options.integer()}] ++ placing())
     device = opts.device || Nitrox.Device.default()
+    layout = Config.layout(config)
+    Config.check_drawn!(layout)
+    rand = :rand.seed_s(:exsss, opts.seed)
 
-    {params, _} =
-      Enum.map_reduce(Config.layout(config), :rand.seed_s(:exsss, opts.seed), fn {name, shape,
-                                                                                  draw},
-                                                                                 rand ->
+    {params, _rand} =
+      Enum.map_reduce(layout, rand, fn {name, shape, draw}, rand ->
         {binary, rand} = Config.draw(draw, shape, rand)
         tensor = Nitrox.from_binary(binary, {:f, 32}, shape, device: device)
         {{name, Nitrox.cast(tensor, opts.type)}, rand}
@@ -156,44 +162,27 @@ defmodule Nitrox.Backbone do
     new(kind, config, weights, opts)
   end
 
-  @doc "The state before the first frame, for `batch` games at once."
+  @doc "The state before the first frame, for `batch` games at once: all zeros."
   @spec initial_state(t(), pos_integer()) :: state()
-  def initial_state(%__MODULE__{} = backbone, batch \\ 1) do
-    layers =
-      for {layer, width} <- Enum.zip(Config.layers(backbone), backbone.hidden) do
-        layer.state(width, batch, backbone.sizes)
-        |> Enum.map(fn
-          {shape, :f32} -> zeros(shape, {:f, 32}, backbone.device)
-          {shape, :weights} -> zeros(shape, backbone.type, backbone.device)
-        end)
-        |> List.to_tuple()
+  def initial_state(backbone, batch \\ 1) do
+    {templates, skeleton} = state_templates(ours!(backbone), batch)
+
+    # Made on the device, which knows what it has room for.
+    zeros =
+      for %{type: type, shape: shape} <- templates do
+        Nitrox.broadcast_to(Nitrox.tensor(0, type: type, device: backbone.device), shape)
       end
 
-    case backbone do
-      %{kind: kind} when kind in @attending ->
-        %{layers: layers, turns: zeros({3}, {:s, 32}, backbone.device)}
-
-      %{context: nil} ->
-        %{layers: layers}
-
-      %{context: context} ->
-        [_batch | frame] = Tuple.to_list(template(backbone, batch).shape)
-
-        ring =
-          zeros(
-            List.to_tuple([batch, context.length | frame]),
-            frame_type(backbone),
-            backbone.device
-          )
-
-        %{layers: layers, context: %{ring: ring, position: zeros({}, {:s, 32}, backbone.device)}}
-    end
+    Container.build(skeleton, zeros)
   end
 
   @doc "Shape and type of a frame for `batch` games at once: `{batch}` tokens or `{batch, n}` features."
   @spec template(t(), pos_integer()) :: Nitrox.Template.t()
-  def template(%__MODULE__{} = backbone, batch \\ 1) do
-    case backbone.input do
+  def template(backbone, batch \\ 1) do
+    if not (is_integer(batch) and batch > 0),
+      do: fail!(:backbone, "batch: expected an integer of at least 1, got #{inspect(batch)}")
+
+    case ours!(backbone).input do
       {:features, n} -> Nitrox.template({batch, n}, backbone.type)
       {:tokens, _, _} -> Nitrox.template({batch}, {:s, 32})
     end
@@ -201,8 +190,8 @@ defmodule Nitrox.Backbone do
 
   @doc "One frame: `x {B}` tokens or `{B, n}` features → `{logits {B, outputs}, state}`."
   @spec step(t(), Nitrox.t(), state()) :: {Nitrox.t(), state()}
-  def step(%__MODULE__{} = backbone, x, state) do
-    batch = elem(Nitrox.shape(x), 0)
+  def step(backbone, x, state) do
+    [batch] = frames!(backbone, x, state, ["B"])
     {x, state} = remember(backbone, x, state, &Context.step/3)
     {logits, state} = network(backbone, x, {batch, 1}, state)
     {Nitrox.reshape(logits, {batch, backbone.outputs}), state}
@@ -210,10 +199,10 @@ defmodule Nitrox.Backbone do
 
   @doc "T frames: `x {B, T}` tokens or `{B, T, n}` features → `{logits {B, T, outputs}, state}`."
   @spec window(t(), Nitrox.t(), state()) :: {Nitrox.t(), state()}
-  def window(%__MODULE__{} = backbone, x, state) do
-    frames = {elem(Nitrox.shape(x), 0), elem(Nitrox.shape(x), 1)}
+  def window(backbone, x, state) do
+    [batch, time] = frames!(backbone, x, state, ["B", "T"])
     {x, state} = remember(backbone, x, state, &Context.window/3)
-    network(backbone, x, frames, state)
+    network(backbone, x, {batch, time}, state)
   end
 
   @doc """
@@ -229,7 +218,9 @@ defmodule Nitrox.Backbone do
     * `:sample` - the options of `Nitrox.sample/3` (default `[temperature: 0]`, the most likely)
   """
   @spec program(t(), keyword()) :: Program.t()
-  def program(%__MODULE__{} = backbone, opts \\ []) do
+  def program(backbone, opts \\ []) do
+    ours!(backbone)
+
     opts =
       Options.validate!(:backbone, opts,
         batch: {1, Options.integer(1)},
@@ -244,7 +235,7 @@ defmodule Nitrox.Backbone do
 
     state = %{
       network: initial_state(backbone, opts.batch),
-      counter: zeros({}, {:s, 32}, backbone.device)
+      counter: Nitrox.tensor(0, device: backbone.device)
     }
 
     Program.compile(frame, [template(backbone, opts.batch)],
@@ -263,8 +254,65 @@ defmodule Nitrox.Backbone do
   backbone is as its next frame has to be.
   """
   @spec session(t(), keyword()) :: Session.t()
-  def session(%__MODULE__{} = backbone, opts \\ []),
-    do: backbone |> program(opts) |> Session.new()
+  def session(backbone, opts \\ []), do: backbone |> program(opts) |> Session.new()
+
+  # ── What is given ──────────────────────────────────────────────────────────────────────────────
+
+  defp ours!(backbone), do: Options.struct!(:backbone, backbone, __MODULE__)
+
+  # The first axes of x, named as they are in errors, where x and the state are what the backbone takes.
+  defp frames!(backbone, x, state, names) do
+    %{input: input} = ours!(backbone)
+    if not Options.tensor?(x), do: fail!(:backbone, "x must be a tensor, got #{inspect(x)}")
+    {first, rest} = x.shape |> Tuple.to_list() |> Enum.split(length(names))
+    frame = with {:tokens, _, _} <- input, do: [], else: ({:features, n} -> [n])
+
+    if length(first) < length(names) or rest != frame or 0 in first do
+      expected = Enum.join(names ++ frame, ", ")
+      fail!(:backbone, "x must be {#{expected}}, got #{inspect(x.shape)}")
+    end
+
+    {templates, skeleton} = state_templates(backbone, hd(first))
+    leaf = &if Options.tensor?(&1), do: {:ok, &1}, else: {:error, "a tensor"}
+    parts = Container.leaves(state, skeleton, :backbone, "the state", leaf)
+
+    for {part, template} <- Enum.zip(parts, templates),
+        {part.type, part.shape} != {template.type, template.shape} do
+      [expected, got] = Enum.map([template, part], &Tensor.spec_text/1)
+      fail!(:backbone, "a part of the state must be #{expected}, got #{got}")
+    end
+
+    first
+  end
+
+  # Type and shape of each part of the state, and how they lie in it.
+  defp state_templates(backbone, batch) do
+    frame = template(backbone, batch)
+
+    layers =
+      for {layer, width} <- Enum.zip(Config.layers(backbone), backbone.hidden) do
+        for {shape, type} <- layer.state(width, batch, backbone.sizes) do
+          Nitrox.template(shape, if(type == :f32, do: {:f, 32}, else: backbone.type))
+        end
+        |> List.to_tuple()
+      end
+
+    beside =
+      case backbone do
+        %{kind: kind} when kind in @attending ->
+          %{turns: Nitrox.template({3}, {:s, 32})}
+
+        %{context: nil} ->
+          %{}
+
+        %{context: %{length: length}} ->
+          ring = Nitrox.template(Tuple.insert_at(frame.shape, 1, length), frame.type)
+          %{context: %{ring: ring, position: Nitrox.template({}, {:s, 32})}}
+      end
+
+    state = Map.put(beside, :layers, layers)
+    Container.flatten(state, :backbone, "state", &is_struct(&1, Nitrox.Template))
+  end
 
   # ── The network ────────────────────────────────────────────────────────────────────────────────
 
@@ -345,13 +393,6 @@ defmodule Nitrox.Backbone do
         fail!(:backbone, "#{name} #{inspect(shape)} is missing")
     end
   end
-
-  # No bit set is zero in every type.
-  defp zeros(shape, {_, bits} = type, device) do
-    Nitrox.from_binary(<<0::size(bits * Tuple.product(shape))>>, type, shape, device: device)
-  end
-
-  defp frame_type(backbone), do: template(backbone, 1).type
 
   defimpl Inspect do
     def inspect(backbone, _opts) do

@@ -11,9 +11,12 @@ defmodule Nitrox.Device do
 
   `memory_limit` is the most bytes that Nitrox takes of the device's memory; without it that is
   all there is. It can also be given to `open/2`, before the device is used.
+
+  A device that can't be used raises a `Nitrox.Error` of the reason `:unavailable`, which says what is
+  missing; `get/1` returns it.
   """
 
-  alias Nitrox.{Error, Native}
+  alias Nitrox.{Error, Native, Options}
 
   @type t :: :cpu | {:cuda, non_neg_integer()}
 
@@ -58,15 +61,26 @@ defmodule Nitrox.Device do
   """
   @spec open(t(), memory_limit: pos_integer()) :: t()
   def open(device, options \\ []) do
-    options = Nitrox.Options.known!(:open, options, [:memory_limit])
+    options = Options.known!(:open, options, [:memory_limit])
     limit = Keyword.get_lazy(options, :memory_limit, fn -> configured_limit(device) end)
     Native.call(:open, [device, limit])
     device
   end
 
+  # What is misspelt there would else be no limit at all.
   defp configured_limit(device) do
     devices = Application.get_env(:nitrox, :devices, [])
-    with {_, options} <- List.keyfind(devices, device, 0), do: options[:memory_limit]
+
+    if not (Options.list?(devices) and Enum.all?(devices, &match?({_, _}, &1))) do
+      Options.fail!(
+        :open,
+        "config :nitrox, devices: expected a list of devices and their options, got #{inspect(devices)}",
+        "as in devices: [{{:cuda, 0}, memory_limit: 4 * 1024 ** 3}]"
+      )
+    end
+
+    with {_, options} <- List.keyfind(devices, device, 0),
+         do: Options.known!(:open, options, [:memory_limit])[:memory_limit]
   end
 
   @doc """

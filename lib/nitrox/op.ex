@@ -7,7 +7,9 @@ defmodule Nitrox.Op do
   The functions of `Nitrox` are made of these, and are what to call.
   """
 
-  alias Nitrox.{Device, Element, Error, Native, Telemetry, Template, Tensor, Value}
+  import Nitrox.Options, only: [fail!: 2, fail!: 3]
+
+  alias Nitrox.{Device, Element, Native, Options, Telemetry, Template, Tensor, Value}
   require Telemetry
 
   # Only where Nx is; without it no tensor of Nx gets here.
@@ -26,7 +28,8 @@ defmodule Nitrox.Op do
   given to Nx, as a block (see `Nitrox.Backend`).
   """
   @spec apply(t(), [input()]) :: [Tensor.t()] | [Value.t()] | [struct()]
-  def apply(op, inputs) when is_struct(op) and is_list(inputs) do
+  def apply(op, inputs) do
+    check!(op, inputs)
     first = Enum.find(inputs, &is_struct/1)
 
     if is_struct(first, Nx.Tensor) do
@@ -44,9 +47,19 @@ defmodule Nitrox.Op do
   The outputs of an op that takes no inputs, such as `Nitrox.Op.Iota`, made on a device.
   """
   @spec create(t(), Device.t()) :: [Tensor.t()]
-  def create(op, device) when is_struct(op) do
+  def create(op, device) do
+    check!(op, [])
+
     for output <- Native.call(:run, [device, wire(op), []]),
         do: Tensor.from_native(output, device)
+  end
+
+  defp check!(op, inputs) do
+    if not is_struct(op),
+      do: fail!(:op, "expected the struct of an op, got #{inspect(op)}")
+
+    if not Options.list?(inputs),
+      do: fail!(name(op), "expected a list of inputs, got #{inspect(inputs)}")
   end
 
   defp run(op, inputs, %{device: device, type: type}) do
@@ -85,36 +98,47 @@ defmodule Nitrox.Op do
     end
   end
 
+  @doc false
   # The bytes of a number as a scalar.
-  defp constant(op, number, type) when is_number(number) do
+  def constant(op, number, type) when is_number(number) do
     case Element.encode(number, type) do
       :error ->
-        message = "the number #{inspect(number)} is no #{inspect(type)}, the type of its tensor"
-        raise Error.argument(name(op), message)
+        fail!(
+          name(op),
+          "the number #{inspect(number)} is no #{inspect(type)}, the type of its tensor"
+        )
 
       bytes ->
         bytes
     end
   end
 
-  defp constant(op, other, _), do: check_input!(op, other)
+  def constant(op, other, _), do: check_input!(op, other)
 
   defp check_input!(_, %module{}) when module in [Tensor, Value], do: :ok
 
   defp check_input!(op, %Template{}) do
-    raise Error.argument(
-            name(op),
-            "a template has no elements",
-            "give it to Nitrox.Program.compile/3, and use the value that the function gets for it"
-          )
+    fail!(
+      name(op),
+      "a template has no elements",
+      "give it to Nitrox.Program.compile/3, and use the value that the function gets for it"
+    )
+  end
+
+  defp check_input!(op, %{__struct__: Nx.Tensor}) do
+    fail!(
+      name(op),
+      "takes tensors of Nx or of Nitrox, not both",
+      "Nitrox.to_nx/1 and Nitrox.from_nx/1 give the one for the other"
+    )
   end
 
   defp check_input!(op, nil) do
-    raise Error.argument(name(op), "takes at least one tensor, got none")
+    fail!(name(op), "takes at least one tensor, got none")
   end
 
   defp check_input!(op, other) do
-    raise Error.argument(name(op), "takes tensors, numbers and nil, got #{inspect(other)}")
+    fail!(name(op), "takes tensors, numbers and nil, got #{inspect(other)}")
   end
 
   @doc """
@@ -132,21 +156,29 @@ defmodule Nitrox.Op do
           why: String.t(),
           launches: non_neg_integer()
         }
-  def explain(op, inputs, options \\ []) when is_struct(op) and is_list(inputs) do
-    options = Nitrox.Options.known!(:explain, options, [:device])
+  def explain(op, inputs, options \\ []) do
+    check!(op, inputs)
+    options = Options.known!(:explain, options, [:device])
 
     device =
       options[:device] ||
         Enum.find_value(inputs, Device.default(), fn
           %Tensor{device: device} -> device
+          # Of Nx, on our backend.
+          %{data: %{device: device}} -> device
           _ -> nil
         end)
 
     specs =
       Enum.map(inputs, fn
-        nil -> nil
-        %module{} = input when module in [Tensor, Template, Value] -> Tensor.to_spec(input)
-        other -> check_input!(op, other)
+        nil ->
+          nil
+
+        %module{} = input when module in [Tensor, Template, Value, Nx.Tensor] ->
+          Tensor.to_spec(input)
+
+        other ->
+          check_input!(op, other)
       end)
 
     {variant, why, launches} = Native.call(:explain, [device, wire(op), specs])

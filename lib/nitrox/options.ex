@@ -57,6 +57,18 @@ defmodule Nitrox.Options do
     raise Nitrox.Error.argument(op, message, hint)
   end
 
+  @doc "The argument `term`, which has to be a struct of `module`."
+  @spec struct!(atom(), term(), module()) :: struct()
+  def struct!(op, term, module) do
+    if is_struct(term, module),
+      do: term,
+      else: fail!(op, "expected a #{inspect(module)}, got #{inspect(term)}")
+  end
+
+  @doc "Whether a term is a list that ends."
+  @spec list?(term()) :: boolean()
+  def list?(term), do: is_list(term) and not List.improper?(term)
+
   @spec one_of([atom()]) :: check()
   def one_of(values), do: {"one of #{Enum.map_join(values, ", ", &inspect/1)}", &(&1 in values)}
 
@@ -100,7 +112,7 @@ defmodule Nitrox.Options do
   @spec axes() :: check()
   def axes do
     {"a list of at least one axis",
-     &(is_list(&1) and &1 != [] and Enum.all?(&1, fn a -> is_integer(a) end))}
+     &(&1 != [] and list?(&1) and Enum.all?(&1, fn a -> is_integer(a) end))}
   end
 
   @spec device() :: check()

@@ -23,9 +23,14 @@ defmodule Nitrox.Program do
   * A **state** makes the program one for sessions: see `Nitrox.Session`.
 
   A program lives as long as some process holds it, or a session of it.
+
+  What does not fit raises `Nitrox.Error`: while it is traced, by the op that refuses, at the line
+  that wrote it; in a run, before anything of it has begun.
   """
 
-  alias Nitrox.{Container, Device, Error, Native, Op, Telemetry, Template, Tensor, Value}
+  import Nitrox.Options, only: [fail!: 2, fail!: 3]
+
+  alias Nitrox.{Container, Device, Native, Op, Options, Telemetry, Template, Tensor, Value}
   require Telemetry
 
   @type t :: %__MODULE__{
@@ -66,7 +71,8 @@ defmodule Nitrox.Program do
       the state as one more argument, the last, and returns `{outputs, new_state}`, the new state of
       the same structure, types and shapes.
     * `:outputs` — `:tensor`, or `:binary` to have each output read back to the host in the same run
-    * `:instances` — how many runs may be under way at once, 1 by default. A session is always one.
+    * `:instances` — how many runs may be under way at once, 1 by default and 1024 at most. A session
+      is always one.
   """
   @spec compile(function(), [container()],
           device: Device.t(),
@@ -74,9 +80,14 @@ defmodule Nitrox.Program do
           outputs: :tensor | :binary,
           instances: pos_integer()
         ) :: t()
-  def compile(fun, templates, options \\ []) when is_function(fun) and is_list(templates) do
+  def compile(fun, templates, options \\ []) do
+    if not is_function(fun), do: fail!(:program, "expected a function, got #{inspect(fun)}")
+
+    if not Options.list?(templates),
+      do: fail!(:program, "expected a list of templates, got #{inspect(templates)}")
+
     options =
-      Nitrox.Options.known!(:program, options, [
+      Options.known!(:program, options, [
         :state,
         device: Device.default(),
         outputs: :tensor,
@@ -142,12 +153,14 @@ defmodule Nitrox.Program do
   end
 
   def run(%__MODULE__{}, _) do
-    raise Error.argument(
-            :program,
-            "it has a state, and runs in a session",
-            "make one with Nitrox.Session.new/1 and call Nitrox.Session.step/2"
-          )
+    fail!(
+      :program,
+      "it has a state, and runs in a session",
+      "make one with Nitrox.Session.new/1 and call Nitrox.Session.step/2"
+    )
   end
+
+  def run(other, _), do: Options.struct!(:program, other, __MODULE__)
 
   @doc """
   What a program costs.
@@ -159,7 +172,8 @@ defmodule Nitrox.Program do
     * `instances`, `device`
   """
   @spec info(t()) :: %{atom() => non_neg_integer() | Device.t()}
-  def info(%__MODULE__{ref: ref, device: device}) do
+  def info(program) do
+    %{ref: ref, device: device} = Options.struct!(:program, program, __MODULE__)
     Map.put(Native.call(:program_info, [ref]), :device, device)
   end
 
@@ -184,10 +198,7 @@ defmodule Nitrox.Program do
   defp feeds(arguments, args, i) do
     {expected, got} = {i + length(arguments), if(is_list(args), do: i + length(args), else: args)}
 
-    raise Error.argument(
-            :program,
-            "takes a list of #{expected} arguments, got #{inspect(got)}"
-          )
+    fail!(:program, "takes a list of #{expected} arguments, got #{inspect(got)}")
   end
 
   defp feed(%Tensor{ref: ref}), do: {:ok, ref}
@@ -214,7 +225,7 @@ defmodule Nitrox.Program do
   defp readback!(:binary), do: true
 
   defp readback!(other) do
-    raise Error.argument(:program, "outputs are :tensor or :binary, got #{inspect(other)}")
+    fail!(:program, "outputs are :tensor or :binary, got #{inspect(other)}")
   end
 
   # The skeletons of the arguments, the leaves of all, and the values that stand for them.
@@ -243,7 +254,7 @@ defmodule Nitrox.Program do
       {initial, skeleton} = Container.flatten(options[:state], :program, "state", tensor?)
 
       if initial == [] do
-        raise Error.argument(:program, "the state has no tensor in it")
+        fail!(:program, "the state has no tensor in it")
       end
 
       symbols = initial |> Enum.with_index() |> Enum.map(&source(:state, &1))
@@ -262,7 +273,7 @@ defmodule Nitrox.Program do
         "a function of #{length(values)} arguments was expected for these templates, got one of " <>
           "#{arity} (a state is one more argument, the last)"
 
-      raise Error.argument(:program, message)
+      fail!(:program, message)
     end
   end
 
@@ -285,10 +296,7 @@ defmodule Nitrox.Program do
         {leaf.type, leaf.shape} != {type, shape} do
       expected = Tensor.spec_text(%{type: type, shape: shape})
 
-      raise Error.argument(
-              :program,
-              "a state is #{expected}, its new value #{Tensor.spec_text(leaf)}"
-            )
+      fail!(:program, "a state is #{expected}, its new value #{Tensor.spec_text(leaf)}")
     end
 
     leaves

@@ -20,9 +20,12 @@ defmodule Nitrox.Session do
   Any process may call a session; calls are answered one after the other, in the order in which they
   came. `snapshot/1` and `restore/2` are exact: a session that was restored repeats its outputs bit
   for bit. `fork/1` makes a second session that goes on from the same state.
+
+  A step that raises `Nitrox.Error`, for want of memory or for arguments that do not fit, leaves the
+  state as it was.
   """
 
-  alias Nitrox.{Container, Error, Native, Program, Telemetry, Tensor}
+  alias Nitrox.{Container, Native, Options, Program, Telemetry, Tensor}
   require Telemetry
 
   defmodule Snapshot do
@@ -49,7 +52,8 @@ defmodule Nitrox.Session do
   A session in the initial state of a program, which was compiled with `state:`.
   """
   @spec new(Program.t()) :: t()
-  def new(%Program{ref: ref} = program) do
+  def new(program) do
+    %{ref: ref} = Options.struct!(:session, program, Program)
     %__MODULE__{ref: Native.call(:session_new, [ref]), program: program}
   end
 
@@ -58,7 +62,9 @@ defmodule Nitrox.Session do
   `Nitrox.Program.run/2`.
   """
   @spec step(t(), [Program.container()]) :: Program.container()
-  def step(%__MODULE__{ref: ref, program: program} = session, args) do
+  def step(session, args) do
+    %{ref: ref, program: program} = ours!(session)
+
     Telemetry.span [:nitrox, :session, :step], %{session: session} do
       feeds = Program.feeds(program, args)
       Program.outputs(program, Native.call(:session_step, [ref, feeds]))
@@ -79,7 +85,8 @@ defmodule Nitrox.Session do
   Telemetry sees the step that is made here like any other.
   """
   @spec prepare(t()) :: :ok
-  def prepare(%__MODULE__{ref: ref, program: %{device: device}}) do
+  def prepare(session) do
+    %{ref: ref, program: %{device: device}} = ours!(session)
     step(rehearsal(device), [<<0::32>>])
     Native.call(:session_prepare, [ref])
   end
@@ -107,7 +114,8 @@ defmodule Nitrox.Session do
   Copies of the state's tensors, in the structure of `state:`.
   """
   @spec state(t()) :: Program.container()
-  def state(%__MODULE__{program: %{state: {skeleton, _}}} = session) do
+  def state(session) do
+    %{program: %{state: {skeleton, _}}} = ours!(session)
     Container.build(skeleton, copies(session))
   end
 
@@ -115,7 +123,7 @@ defmodule Nitrox.Session do
   The state as it is now, to come back to with `restore/2`.
   """
   @spec snapshot(t()) :: Snapshot.t()
-  def snapshot(%__MODULE__{} = session), do: %Snapshot{tensors: copies(session)}
+  def snapshot(session), do: %Snapshot{tensors: session |> ours!() |> copies()}
 
   defp copies(%{ref: ref, program: %{state: {_, specs}, device: device}}) do
     Program.tensors(Native.call(:session_snapshot, [ref]), specs, device)
@@ -125,15 +133,9 @@ defmodule Nitrox.Session do
   Sets the state to that of a snapshot: one of this session, or of another of the same structure.
   """
   @spec restore(t(), Snapshot.t()) :: :ok
-  def restore(%__MODULE__{ref: ref}, %Snapshot{tensors: tensors}) do
-    Native.call(:session_restore, [ref, Enum.map(tensors, & &1.ref)])
-  end
-
-  def restore(%__MODULE__{}, other) do
-    raise Error.argument(
-            :restore,
-            "a Nitrox.Session.Snapshot was expected, got #{inspect(other)}"
-          )
+  def restore(session, snapshot) do
+    %{tensors: tensors} = Options.struct!(:restore, snapshot, Snapshot)
+    Native.call(:session_restore, [ours!(session).ref, Enum.map(tensors, & &1.ref)])
   end
 
   @doc """
@@ -141,9 +143,11 @@ defmodule Nitrox.Session do
   other.
   """
   @spec fork(t()) :: t()
-  def fork(%__MODULE__{ref: ref} = session) do
-    %{session | ref: Native.call(:session_fork, [ref])}
+  def fork(session) do
+    %{session | ref: Native.call(:session_fork, [ours!(session).ref])}
   end
+
+  defp ours!(session), do: Options.struct!(:session, session, __MODULE__)
 
   defimpl Inspect do
     def inspect(%{program: program}, _opts) do

@@ -7,7 +7,7 @@ defmodule Nitrox.Tensor do
   `Nitrox.deallocate/1`. A tensor is never written to again: what seems to change one makes a new
   one.
 
-  The functions on tensors are those of `Nitrox`.
+  The functions on tensors are those of `Nitrox`. What does not fit raises `Nitrox.Error`.
   """
 
   alias Nitrox.{Device, Element, Error, Native, Telemetry}
@@ -129,7 +129,7 @@ defmodule Nitrox.Tensor do
   done.
   """
   @spec to_binary(t()) :: binary()
-  def to_binary(%__MODULE__{} = tensor), do: to_binary(tensor, nil)
+  def to_binary(tensor), do: to_binary(ours!(:to_binary, tensor), nil)
 
   @doc false
   # The first `limit` bytes, all where it is nil.
@@ -148,7 +148,8 @@ defmodule Nitrox.Tensor do
       [[0.5], [:infinity]]
   """
   @spec to_list(t()) :: list() | number() | atom()
-  def to_list(%__MODULE__{type: type, shape: shape} = tensor) do
+  def to_list(tensor) do
+    %{type: type, shape: shape} = ours!(:to_list, tensor)
     axes = Tuple.to_list(shape)
 
     if 0 in axes do
@@ -174,9 +175,9 @@ defmodule Nitrox.Tensor do
       7
   """
   @spec to_number(t()) :: number() | atom()
-  def to_number(%__MODULE__{type: type, shape: shape} = tensor) do
-    case Tuple.product(shape) do
-      1 -> hd(Element.decode(type, to_binary(tensor)))
+  def to_number(tensor) do
+    case Tuple.product(ours!(:to_number, tensor).shape) do
+      1 -> hd(Element.decode(tensor.type, to_binary(tensor)))
       n -> raise Error.argument(:to_number, "one element expected, #{spec_text(tensor)} has #{n}")
     end
   end
@@ -185,7 +186,8 @@ defmodule Nitrox.Tensor do
   A copy with memory of its own, on the device given or on its own.
   """
   @spec copy(t(), Device.t() | nil) :: t()
-  def copy(%__MODULE__{ref: ref} = tensor, device \\ nil) do
+  def copy(tensor, device \\ nil) do
+    %{ref: ref} = ours!(:copy, tensor)
     device = device || tensor.device
 
     transfer :copy, device, bytes(tensor) do
@@ -201,21 +203,38 @@ defmodule Nitrox.Tensor do
   Programs that were given the tensor, and tensors that share its buffer, keep the buffer.
   """
   @spec deallocate(t()) :: :ok
-  def deallocate(%__MODULE__{ref: ref}), do: Native.call(:deallocate, [ref])
+  def deallocate(tensor), do: Native.call(:deallocate, [ours!(:deallocate, tensor).ref])
 
   @doc "The type of a tensor, a template or a value in a traced function."
   @spec type(t() | Nitrox.Template.t() | Nitrox.Value.t()) :: type()
-  def type(%module{type: type}) when module in [__MODULE__, Nitrox.Template, Nitrox.Value],
-    do: type
+  def type(tensor), do: described!(:type, tensor).type
 
   @doc "The shape of a tensor, a template or a value in a traced function."
   @spec shape(t() | Nitrox.Template.t() | Nitrox.Value.t()) :: shape()
-  def shape(%module{shape: shape}) when module in [__MODULE__, Nitrox.Template, Nitrox.Value],
-    do: shape
+  def shape(tensor), do: described!(:shape, tensor).shape
 
   @doc "The device a tensor lies on."
   @spec device(t()) :: Device.t()
-  def device(%__MODULE__{device: device}), do: device
+  def device(tensor), do: ours!(:device, tensor).device
+
+  defp ours!(_, %__MODULE__{} = tensor), do: tensor
+
+  defp ours!(op, other) do
+    hint =
+      case other do
+        %Nitrox.Value{} -> "what is traced has no elements yet: return it as an output"
+        %{__struct__: Nx.Tensor} -> "use the function of Nx, or Nitrox.from_nx/1"
+        _ -> nil
+      end
+
+    raise Error.argument(op, "expected a Nitrox.Tensor, got #{Kernel.inspect(other)}", hint)
+  end
+
+  defp described!(_, %module{} = tensor)
+       when module in [__MODULE__, Nitrox.Template, Nitrox.Value],
+       do: tensor
+
+  defp described!(op, other), do: ours!(op, other)
 
   @doc false
   def from_native({ref, {type, shape}}, device) do

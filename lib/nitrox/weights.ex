@@ -42,20 +42,20 @@ defmodule Nitrox.Weights do
 
   @doc "The names of all tensors, sorted."
   @spec names(t()) :: [String.t()]
-  def names(%__MODULE__{entries: entries}), do: entries |> Map.keys() |> Enum.sort()
+  def names(weights), do: weights |> entries!() |> Map.keys() |> Enum.sort()
 
   @doc "The file's own `__metadata__`: strings by name."
   @spec metadata(t()) :: %{String.t() => String.t()}
-  def metadata(%__MODULE__{metadata: metadata}), do: metadata
+  def metadata(weights), do: Options.struct!(:weights, weights, __MODULE__).metadata
 
   @doc "Whether there is a tensor of this name."
   @spec member?(t(), String.t()) :: boolean()
-  def member?(%__MODULE__{entries: entries}, name), do: is_map_key(entries, name)
+  def member?(weights, name), do: is_map_key(entries!(weights), name)
 
   @doc "The shape and type of a tensor, as stored."
   @spec template(t(), String.t()) :: Template.t()
-  def template(%__MODULE__{} = weights, name) do
-    case Map.fetch(weights.entries, name) do
+  def template(weights, name) do
+    case Map.fetch(entries!(weights), name) do
       {:ok, {type, shape}} when is_tuple(type) ->
         Nitrox.template(shape, type)
 
@@ -64,6 +64,9 @@ defmodule Nitrox.Weights do
           :weights,
           "#{weights.path}: #{name} is stored as #{stored}, which Nitrox does not have"
         )
+
+      :error when not is_binary(name) ->
+        fail!(:weights, "a tensor's name is a string, got #{inspect(name)}")
 
       :error ->
         fail!(
@@ -84,7 +87,7 @@ defmodule Nitrox.Weights do
     * `:device` - default: the default device
   """
   @spec fetch(t(), String.t(), keyword()) :: Tensor.t()
-  def fetch(%__MODULE__{} = weights, name, opts \\ []) do
+  def fetch(weights, name, opts \\ []) do
     opts =
       Options.validate!(:weights, opts,
         shape: {nil, {"a shape", &is_tuple/1}},
@@ -109,9 +112,11 @@ defmodule Nitrox.Weights do
     if opts.type, do: Nitrox.cast(tensor, opts.type), else: tensor
   end
 
+  defp entries!(weights), do: Options.struct!(:weights, weights, __MODULE__).entries
+
   defp nearest(weights, name) do
-    near =
-      weights |> names() |> Enum.sort_by(&String.jaro_distance(&1, name), :desc) |> Enum.take(3)
+    distance = if String.valid?(name), do: &String.jaro_distance(&1, name), else: fn _ -> 0 end
+    near = weights |> names() |> Enum.sort_by(distance, :desc) |> Enum.take(3)
 
     if near == [], do: "the file is empty", else: "the nearest are #{Enum.join(near, ", ")}"
   end

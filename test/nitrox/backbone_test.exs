@@ -319,6 +319,34 @@ defmodule Nitrox.BackboneTest do
                ":temperature"
     end
 
+    test "of more weights than can be drawn" do
+      large = [input: {:features, 2 ** 31}, hidden: [4], outputs: 2]
+
+      assert refusal(fn -> Backbone.init(:gru, large) end) =~
+               ~r/at most 268435456 .* makes \d{11}/
+    end
+
+    test "of frames and states" do
+      backbone = Backbone.init(:lstm, input: {:features, 4}, hidden: [8], outputs: 3)
+      state = Backbone.initial_state(backbone, 2)
+      x = Nitrox.broadcast_to(Nitrox.tensor(0.0), {2, 4})
+
+      for {x, state, part} <- [
+            {Nitrox.tensor([1.0]), state, "x must be {B, 4}, got {1}"},
+            {1, state, "x must be a tensor, got 1"},
+            {x, nil, "the state must be a map with the keys :layers, got nil"},
+            {x, %{layers: []}, "the state[:layers] must be a list of 1"},
+            {x, %{layers: [{x, nil}]}, "the state[:layers][0][1] must be a tensor, got nil"},
+            {x, Backbone.initial_state(backbone), "must be f32[2][8], got f32[1][8]"}
+          ] do
+        assert refusal(fn -> Backbone.step(backbone, x, state) end) =~ part
+      end
+
+      assert refusal(fn -> Backbone.window(backbone, x, state) end) =~ "x must be {B, T, 4}"
+      assert refusal(fn -> Backbone.initial_state(backbone, 0) end) =~ "at least 1, got 0"
+      assert refusal(fn -> Backbone.initial_state(backbone, 2 ** 40) end) =~ "out of memory"
+    end
+
     test "of weights" do
       config = [input: {:features, 4}, hidden: [8], outputs: 3]
       params = Backbone.init(:mlp, config).params

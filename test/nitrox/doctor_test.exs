@@ -20,13 +20,6 @@ defmodule Nitrox.DoctorTest do
     report |> Base.decode64!() |> :erlang.binary_to_term()
   end
 
-  defp folder(name) do
-    path = Path.join(System.tmp_dir!(), "nitrox-#{name}-#{System.unique_integer([:positive])}")
-    File.mkdir_p!(path)
-    on_exit(fn -> File.rm_rf!(path) end)
-    path
-  end
-
   describe "this machine" do
     test "is reported, and the report is printed" do
       report = Doctor.report()
@@ -90,7 +83,7 @@ defmodule Nitrox.DoctorTest do
     end
 
     test "an empty folder of compilers" do
-      empty = folder("nvrtc")
+      empty = TestVM.folder("nvrtc")
       report = report([{"NITROX_NVRTC_PATH", empty}])
       nvrtc = Enum.find(report.libraries, &(&1.name == "libnvrtc"))
       assert %{found: nil, tried: [], folders: [^empty]} = nvrtc
@@ -98,7 +91,7 @@ defmodule Nitrox.DoctorTest do
     end
 
     test "a file that is no library in the compiler's place" do
-      path = Path.join(folder("nvrtc"), "libnvrtc.so.13")
+      path = Path.join(TestVM.folder("nvrtc"), "libnvrtc.so.13")
       File.write!(path, "no library")
       report = report([{"NITROX_NVRTC_PATH", path}])
       nvrtc = Enum.find(report.libraries, &(&1.name == "libnvrtc"))
@@ -107,7 +100,7 @@ defmodule Nitrox.DoctorTest do
     end
 
     test "a cache that can't be read or made" do
-      file = Path.join(folder("cache"), "file")
+      file = Path.join(TestVM.folder("cache"), "file")
       File.write!(file, "")
       report = report([{"NITROX_CACHE", file}])
       told = "the cache of kernels can't be"
@@ -116,7 +109,7 @@ defmodule Nitrox.DoctorTest do
       assert text(report) =~ "set NITROX_CACHE"
 
       # A file where the folder itself should be.
-      base = folder("cache")
+      base = TestVM.folder("cache")
       File.mkdir_p!(Path.join(base, "nitrox"))
       File.write!(Path.join(base, "nitrox/kernels"), "")
       report = report([{"NITROX_CACHE", base}])
@@ -126,7 +119,7 @@ defmodule Nitrox.DoctorTest do
     end
 
     test "a cache with damaged entries" do
-      base = folder("cache")
+      base = TestVM.folder("cache")
       kernels = Path.join(base, "nitrox/kernels/sm_90a")
       File.mkdir_p!(kernels)
       damaged = Path.join(kernels, "norm-0123.cubin")

@@ -15,7 +15,6 @@ defmodule Nitrox.DriftTest do
     for name <- CharacterModel.names() -- ["mlp"],
         {device, tags} <- [cpu: [], cuda: [cuda: true]] do
       @tag tags
-      @tag timeout: 300_000
       test "#{name} on #{device}" do
         device = if unquote(device) == :cpu, do: :cpu, else: {:cuda, 0}
         drift(unquote(name), device)

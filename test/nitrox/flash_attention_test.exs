@@ -156,6 +156,34 @@ defmodule Nitrox.FlashAttentionTest do
     end
   end
 
+  # In a VM of its own, as what counts is the most that the process ever held.
+  test "the scores are never kept: 16,384 frames see one another in some megabytes" do
+    script = """
+    {:ok, _} = Application.ensure_all_started(:nitrox)
+
+    most = fn ->
+      [_, kilobytes] = Regex.run(~r/VmHWM:\\s+(\\d+) kB/, File.read!("/proc/self/status"))
+      String.to_integer(kilobytes) * 1024
+    end
+
+    attend = fn frames ->
+      x = Nitrox.broadcast_to(Nitrox.tensor(0.5), {1, frames, 1, 8})
+      {out, _lse} = Nitrox.flash_attention(x, x, x, causal: true, lse: true)
+      Nitrox.to_number(Nitrox.mean(out))
+    end
+
+    attend.(64)
+    before = most.()
+    IO.inspect({attend.(16_384), most.() - before})
+    """
+
+    {out, status} = Nitrox.TestVM.run(script)
+    assert status == 0, out
+    assert [_, grown] = Regex.run(~r/\{0\.5, (\d+)\}/, out), out
+    # The scores would be a gigabyte.
+    assert String.to_integer(grown) < 64 * 1024 ** 2
+  end
+
   test "what does not fit is refused" do
     {q, k, v} = qkv(1, 2, 3)
 

@@ -32,6 +32,16 @@ defmodule Nitrox.GuidesTest do
     end
   end
 
+  test "README.md names every function of Nitrox" do
+    [_, functions] =
+      @root |> Path.join("README.md") |> File.read!() |> String.split("## Functions")
+
+    {:docs_v1, _, _, _, _, _, docs} = Code.fetch_docs(Nitrox)
+
+    for {{:function, name, _}, _, _, %{}, _} <- docs,
+        do: assert(functions =~ "`#{name}`", "#{name} is not there")
+  end
+
   describe "a page is refused" do
     defp page(language, code),
       do: TestPage.check("page.md", "# A page\n\n```#{language}\n#{code}\n```\n")

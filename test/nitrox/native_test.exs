@@ -2,7 +2,7 @@ defmodule Nitrox.NativeTest do
   # Takes most of the memory that the CPU device has here (see test_helper.exs).
   use ExUnit.Case, async: false
 
-  alias Nitrox.{Device, Error, Native, Tensor}
+  alias Nitrox.{Device, Error, Native, Tensor, TestMemory}
 
   @limit 1024 ** 3
   @chunk 192 * 1024 ** 2
@@ -29,7 +29,7 @@ defmodule Nitrox.NativeTest do
           receive do: (:stop -> :ok)
         end)
 
-      assert_receive {:full, 5}, 30_000
+      assert_receive {:full, 5}
       assert Device.memory_stats(:cpu).in_use >= 5 * @chunk
 
       # No room for it, but for the collection.
@@ -53,6 +53,32 @@ defmodule Nitrox.NativeTest do
       for tensor <- held, do: assert(<<1, 1, 1>> = Native.call(:to_binary, [tensor.ref, 3]))
       Enum.each(held, &Tensor.deallocate/1)
       assert Device.memory_stats(:cpu).in_use < @chunk
+    end
+  end
+
+  test "tensors go back to the pool with their process" do
+    assert TestMemory.leaks(fn ->
+             before = Device.memory_stats(:cpu).in_use
+             tensor = Tensor.from_binary(<<0::size(8 * 1_000_000)>>, {:u, 8}, {1_000_000})
+             assert Device.memory_stats(:cpu).in_use - before >= 1_000_000
+             tensor
+           end) == {0, 0}
+  end
+
+  test "a configuration that can't be read is refused, and is no limit by oversight" do
+    before = Application.get_env(:nitrox, :devices)
+    on_exit(fn -> Application.put_env(:nitrox, :devices, before) end)
+
+    for {devices, part} <- [
+          {:cpu, "a list of devices and their options, got :cpu"},
+          {[:cpu], "a list of devices and their options, got [:cpu]"},
+          {[{:cpu, 5}], "options must be a keyword list, got 5"},
+          {[cpu: [memory_limt: 5]], "unknown option :memory_limt; known are :memory_limit"},
+          {[cpu: [memory_limit: "1G"]], ~s(memory_limit must be a non-negative integer)}
+        ] do
+      Application.put_env(:nitrox, :devices, devices)
+      error = assert_raise Error, fn -> Device.open(:cpu) end
+      assert error.message =~ part
     end
   end
 

@@ -3,36 +3,27 @@ defmodule Nitrox.NifFuzzTest do
   # once. None may bring the VM down, raise or panic; what is held is given back in the end.
   use ExUnit.Case, async: false
 
-  alias Nitrox.{Device, Error, Native, OpExamples, Program, Session, Telemetry, Tensor}
+  alias Nitrox.{Backbone, Device, Error, Native, OpExamples, Program, Session, Telemetry, Tensor}
+  alias Nitrox.TestMemory
 
+  # Of each NIF that takes an argument.
   @calls 10_000
   @processes 8
+  # Those that take an op: every op's share of their calls.
+  @of_ops [:run, :run_dirty, :infer, :explain, :compile]
+  @share 100
 
   @reasons ~w(shape type argument unsupported device deallocated unavailable out_of_memory driver
               poisoned compile file)a
 
-  @moduletag timeout: 600_000
-
   setup do
     Device.open(:cpu)
-    collect()
-    before = Device.memory_stats(:cpu)
+    before = TestMemory.settled()
 
     on_exit(fn ->
       Native.listen(Process.whereis(Telemetry.Relay))
-      collect()
-      now = Device.memory_stats(:cpu)
-
-      assert {now.in_use, now.allocations} == {before.in_use, before.allocations},
-             "#{now.in_use - before.in_use} bytes leaked"
+      assert TestMemory.left(before) == {0, 0}, "bytes and blocks leaked"
     end)
-  end
-
-  defp collect do
-    for pid <- Process.list(), do: :erlang.garbage_collect(pid)
-    # Resources of a process that has just ended may take a moment.
-    Process.sleep(50)
-    for pid <- Process.list(), do: :erlang.garbage_collect(pid)
   end
 
   # A process of its own for all handles, so that none outlives the test.
@@ -46,7 +37,7 @@ defmodule Nitrox.NifFuzzTest do
       in_process(fn ->
         world = world()
 
-        kinds =
+        answers =
           1..@processes
           |> Task.async_stream(
             fn i ->
@@ -57,8 +48,18 @@ defmodule Nitrox.NifFuzzTest do
             ordered: false,
             timeout: :infinity
           )
-          |> Enum.flat_map(fn {:ok, kinds} -> kinds end)
-          |> Enum.frequencies()
+          |> Enum.flat_map(fn {:ok, answers} -> answers end)
+
+        kinds = Enum.frequencies_by(answers, &elem(&1, 0))
+        if arity > 0, do: assert(length(answers) == @calls)
+
+        if name in @of_ops do
+          shares = Enum.frequencies_by(answers, &elem(&1, 1))
+
+          for module <- OpExamples.modules(), op = Nitrox.Op.name(struct(module)) do
+            assert shares[op] >= @share, "#{op}: #{shares[op]} calls"
+          end
+        end
 
         # A fuzzer that only ever hears no, or never does, tests little.
         if name not in [:wait, :cuda_count, :survey] do
@@ -141,8 +142,10 @@ defmodule Nitrox.NifFuzzTest do
     div(if(Native.nifs()[name] == 0, do: 80, else: @calls), @processes)
   end
 
+  # The kind of the answer, and the op that was called, as it was before it was changed.
   defp fuzz(name, world) do
-    args = name |> args(world) |> mutate_some(world) |> spare(name)
+    right = args(name, world)
+    args = right |> mutate_some(world) |> spare(name)
 
     try do
       answer(apply(Native, name, args))
@@ -151,9 +154,14 @@ defmodule Nitrox.NifFuzzTest do
         flunk("#{name} raised #{inspect({kind, reason})} for #{text(args)}")
     else
       {:bad, answer} -> flunk("#{name} answered #{text(answer)} for #{text(args)}")
-      kind -> kind
+      kind -> {kind, op_of(name, right)}
     end
   end
+
+  defp op_of(:infer, [{op, _} | _]), do: op
+  defp op_of(:compile, [_, %{nodes: [%{op: {op, _}} | _]} | _]), do: op
+  defp op_of(name, [_, {op, _} | _]) when name in @of_ops, do: op
+  defp op_of(_, _), do: nil
 
   defp text(term), do: inspect(term, limit: 100, printable_limit: 200)
 
@@ -196,13 +204,26 @@ defmodule Nitrox.NifFuzzTest do
     Tensor.deallocate(dead)
     {weights, entries, _} = Native.call(:weights_open, [weights_path()])
 
+    # What the engine makes one op of is no op to be called: it comes in a program.
+    features = [input: {:features, 2}, outputs: 2]
+    mamba = Backbone.init(:mamba, [hidden: [16, 16]] ++ features) |> Backbone.session()
+    Session.step(mamba, [<<0::64>>])
+
+    examples =
+      OpExamples.all()
+      |> Enum.group_by(fn {{name, _}, _} -> name end)
+      |> Enum.map(fn {_, of_op} -> List.to_tuple(of_op) end)
+      |> List.to_tuple()
+
     %{
       tensors: tensors,
+      examples: examples,
       x: x.ref,
       dead: dead.ref,
       programs: [program.ref, readback.ref],
       stateful: stateful.ref,
       session: session.ref,
+      sessions: [session.ref, mamba.ref],
       junk: junk_kinds(),
       weights: weights,
       names: Enum.map(entries, &elem(&1, 0)),
@@ -220,10 +241,15 @@ defmodule Nitrox.NifFuzzTest do
     Tensor.from_binary(bytes, type, List.to_tuple(shape))
   end
 
-  # Now and then with the inputs of another.
-  defp op do
-    {op, specs} = pick(OpExamples.all())
-    if one_in(5), do: {op, elem(pick(OpExamples.all()), 1)}, else: {op, specs}
+  # Each op as often as the others, now and then with the inputs of another.
+  defp op(world) do
+    {op, specs} = example(world)
+    if one_in(5), do: {op, elem(example(world), 1)}, else: {op, specs}
+  end
+
+  defp example(%{examples: examples}) do
+    of_op = elem(examples, :rand.uniform(tuple_size(examples)) - 1)
+    elem(of_op, :rand.uniform(tuple_size(of_op)) - 1)
   end
 
   defp args(name, _) when name in [:cuda_count, :survey], do: []
@@ -263,16 +289,16 @@ defmodule Nitrox.NifFuzzTest do
   end
 
   defp args(name, world) when name in [:run, :run_dirty] do
-    {op, specs} = op()
+    {op, specs} = op(world)
     [device(), op, Enum.map(specs, &(&1 && world.tensors[&1]))]
   end
 
-  defp args(:infer, _), do: Tuple.to_list(op())
-  defp args(:explain, _), do: [device() | Tuple.to_list(op())]
+  defp args(:infer, world), do: Tuple.to_list(op(world))
+  defp args(:explain, world), do: [device() | Tuple.to_list(op(world))]
 
   # Every op on parameters and inputs, and a state that is passed on.
   defp args(:compile, world) do
-    {op, specs} = op()
+    {op, specs} = op(world)
 
     {references, {parameters, inputs}} =
       Enum.map_reduce(specs, {[], []}, fn
@@ -302,7 +328,7 @@ defmodule Nitrox.NifFuzzTest do
     do: [pick(world.programs), feeds(world)]
 
   defp args(name, world) when name in [:session_step, :session_step_dirty],
-    do: [world.session, feeds(world)]
+    do: [pick(world.sessions), feeds(world)]
 
   defp args(name, world)
        when name in [
@@ -311,7 +337,7 @@ defmodule Nitrox.NifFuzzTest do
               :session_snapshot,
               :session_fork
             ],
-       do: [world.session]
+       do: [pick(world.sessions)]
 
   defp args(:session_restore, world), do: [world.session, [world.x]]
   defp args(:wait, world), do: [pick([world.session, world.x | world.foreign])]

@@ -73,7 +73,7 @@ defmodule Nitrox.PoisonTest do
   # Twice, from this process and from others.
   for round <- 1..2, {call, i} <- Enum.with_index(calls) do
     run = fn -> try(do: {:ok, call.()}, rescue: (e -> e)) end
-    got = if round == 1, do: run.(), else: Task.await(Task.async(run))
+    got = if round == 1, do: run.(), else: Task.await(Task.async(run), :infinity)
 
     case got do
       %Nitrox.Error{reason: :poisoned, message: ^message} -> :ok
@@ -90,8 +90,7 @@ defmodule Nitrox.PoisonTest do
   """
 
   test "after an illegal access every call to the device says so, and the VM lives" do
-    folder = Path.join(System.tmp_dir!(), "nitrox-poison-#{System.unique_integer([:positive])}")
-    on_exit(fn -> File.rm_rf!(folder) end)
+    folder = TestVM.folder("poison")
     env = [{"NITROX_CACHE", folder}]
     {out, status} = TestVM.run(@good, env)
     assert status == 0, out

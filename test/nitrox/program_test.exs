@@ -172,7 +172,8 @@ for {name, device, tags} <- [{:CPU, :cpu, []}, {:CUDA, {:cuda, 0}, [cuda: true]}
                   )
           end,
           max_concurrency: 64,
-          ordered: false
+          ordered: false,
+          timeout: :infinity
         )
         |> Stream.run()
       end

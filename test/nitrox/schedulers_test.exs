@@ -4,21 +4,24 @@
 # How late the process is depends on the machine as much as on us, so it is compared with itself
 # while the VM is idle: windows of both by turns, in which the noise of the machine falls on both.
 # Noise only ever makes a p99 worse, and mostly not in each of five attempts; a frame that holds a
-# scheduler does so in all of them. So the best of five attempts counts. An attempt whose idle p99 is
-# above 8 ms says nothing, and is made again; after three of those the test is left out, and says so,
-# as all of them are where the machine is so busy from the start (test_helper.exs). The last test shows
-# that schedulers which are held are seen: it would fail if the others could not.
+# scheduler does so in all of them. So the best of five attempts counts. An attempt says nothing where
+# the machine's other processes took their part of the cores (a frame needs them too, and then it is
+# the kernel that makes the VM's threads wait), or where the idle p99 is above 8 ms; it is made again.
+# After three of those the test is left out, and says so, as all of them are where the machine is so
+# busy from the start (test_helper.exs). The last test shows that schedulers which are held are seen: it
+# would fail if the others could not.
 defmodule Nitrox.SchedulersTest do
   use ExUnit.Case, async: false
 
   alias Nitrox.{Program, Session, Tensor}
 
   @moduletag :quiet
-  @moduletag timeout: 180_000
 
   @attempts 5
   @again 3
   @busy 8_000
+  # Of the machine's cores, for other processes.
+  @others 0.1
   @windows 3
   @ticks 150
   # Microseconds.
@@ -54,7 +57,7 @@ defmodule Nitrox.SchedulersTest do
         System.monotonic_time(:microsecond) - before
       end
     end)
-    |> Task.await(60_000)
+    |> Task.await(:infinity)
   end
 
   defp p99(times), do: times |> Enum.sort() |> Enum.at(floor(0.99 * length(times)))
@@ -63,7 +66,7 @@ defmodule Nitrox.SchedulersTest do
     Process.unlink(pid)
     monitor = Process.monitor(pid)
     Process.exit(pid, :kill)
-    assert_receive {:DOWN, ^monitor, :process, ^pid, _}, 10_000
+    assert_receive {:DOWN, ^monitor, :process, ^pid, _}
   end
 
   # The first difference within bounds, or the least, with the p99s themselves. An attempt counts
@@ -71,18 +74,50 @@ defmodule Nitrox.SchedulersTest do
   defp best(work, other, attempts \\ @attempts, again \\ @again, best \\ nil)
 
   defp best(_, _, 0, _, best), do: best
-  defp best(_, _, _, 0, best), do: best || :too_busy
+  defp best(_, _, _, 0, _), do: :too_busy
 
   defp best(work, other, attempts, again, best) do
-    case p99s(work, other) do
-      {idle, _} when idle > @busy ->
+    {{idle, busy}, others} = beside_others(fn -> p99s(work, other) end)
+    attempt = {busy - idle, idle, busy}
+
+    cond do
+      busy - idle <= @allowed ->
+        attempt
+
+      idle > @busy or others > @others ->
         Process.sleep(1_000)
         best(work, other, attempts, again - 1, best)
 
-      {idle, busy} ->
-        attempt = {busy - idle, idle, busy}
-        attempts = if busy - idle <= @allowed, do: 0, else: attempts - 1
-        best(work, other, attempts, again, min(best || attempt, attempt))
+      true ->
+        best(work, other, attempts - 1, again, min(best || attempt, attempt))
+    end
+  end
+
+  # What a function gives, and the share of all cores that other processes took meanwhile: of the time
+  # that the machine's cores were busy, or lent to another machine, what was not this VM's.
+  defp beside_others(fun) do
+    {busy, all, ours} = cpu_time()
+    result = fun.()
+    {busy_now, all_now, ours_now} = cpu_time()
+    {result, (busy_now - busy - (ours_now - ours)) / max(all_now - all, 1)}
+  end
+
+  # In the kernel's ticks; no time at all where it does not say.
+  defp cpu_time do
+    with {:ok, stat} <- File.read("/proc/stat"),
+         ["cpu" | times] <- stat |> String.split("\n") |> hd() |> String.split(),
+         {:ok, own} <- File.read("/proc/self/stat") do
+      [user, nice, system, idle, waiting, irq, softirq, steal | _] =
+        Enum.map(times, &String.to_integer/1)
+
+      busy = user + nice + system + irq + softirq + steal
+      # The name, in parentheses, may have spaces in it.
+      [_, fields] = String.split(own, ") ", parts: 2)
+      [own_user, own_system] = fields |> String.split() |> Enum.slice(11, 2)
+      ours = String.to_integer(own_user) + String.to_integer(own_system)
+      {busy, busy + idle + waiting, ours}
+    else
+      _ -> {0, 0, 0}
     end
   end
 

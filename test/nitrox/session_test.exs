@@ -197,7 +197,7 @@ for {name, device, tags} <- [{:CPU, :cpu, []}, {:CUDA, {:cuda, 0}, [cuda: true]}
         assert error.message =~ "restore: 2 states expected, got 1"
 
         error = assert_raise Error, fn -> Session.restore(session, {1, 2}) end
-        assert error.message =~ "a Nitrox.Session.Snapshot was expected"
+        assert error.message =~ "expected a Nitrox.Session.Snapshot, got {1, 2}"
       end
     end
 
@@ -218,7 +218,7 @@ for {name, device, tags} <- [{:CPU, :cpu, []}, {:CUDA, {:cuda, 0}, [cuda: true]}
               end
             end)
           end
-          |> Task.await_many(60_000)
+          |> Task.await_many(:infinity)
 
         for own <- answers, do: assert(own == Enum.sort(own))
 
@@ -241,7 +241,7 @@ for {name, device, tags} <- [{:CPU, :cpu, []}, {:CUDA, {:cuda, 0}, [cuda: true]}
           |> Task.async_stream(
             fn _ -> for _ <- 1..25, do: elem(step(session, f32([1, 0])), 0) end,
             max_concurrency: 64,
-            timeout: 60_000
+            timeout: :infinity
           )
           |> Enum.flat_map(fn {:ok, counts} -> counts end)
 
@@ -254,7 +254,7 @@ for {name, device, tags} <- [{:CPU, :cpu, []}, {:CUDA, {:cuda, 0}, [cuda: true]}
             for n <- 1..25, do: assert(step(own, f32([i, 0])) == {n, [1.0 * i * n, 0.0]})
           end,
           max_concurrency: 64,
-          timeout: 60_000
+          timeout: :infinity
         )
         |> Stream.run()
       end
@@ -323,7 +323,7 @@ for {name, device, tags} <- [{:CPU, :cpu, []}, {:CUDA, {:cuda, 0}, [cuda: true]}
           1..24
           |> Task.async_stream(fn _ -> for _ <- 1..3, do: long(session, x) end,
             max_concurrency: 24,
-            timeout: 60_000
+            timeout: :infinity
           )
           |> Enum.flat_map(fn {:ok, counts} -> counts end)
 
@@ -331,14 +331,15 @@ for {name, device, tags} <- [{:CPU, :cpu, []}, {:CUDA, {:cuda, 0}, [cuda: true]}
       end
 
       test "whose process is killed", %{session: session, x: x} do
-        for _ <- 1..10 do
-          before = long(session, x)
+        Enum.reduce(1..10, 0, fn round, before ->
           pids = for _ <- 1..4, do: spawn(fn -> long(session, x) end)
           Process.sleep(:rand.uniform(4))
           Enum.each(pids, &Process.exit(&1, :kill))
-          # A step that was begun is made, and none is made twice.
-          assert (long(session, x) - before) in 1..5
-        end
+          # None is made twice. One whose process is gone may still be made, in a later round too.
+          count = long(session, x)
+          assert count > before and count <= 5 * round
+          count
+        end)
       end
 
       if @device != :cpu do

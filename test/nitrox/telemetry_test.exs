@@ -82,33 +82,40 @@ defmodule Nitrox.TelemetryTest do
     one = Tensor.tensor(1, type: {:u, 8})
     bytes = 2 ** 40
     assert_raise Error, ~r/out of memory/, fn -> Nitrox.broadcast_to(one, {bytes}) end
-    assert_receive {[:nitrox, :memory, :out_of_memory], measurements, %{device: :cpu}}, 5_000
+    assert_receive {[:nitrox, :memory, :out_of_memory], measurements, %{device: :cpu}}
     assert %{requested: ^bytes, in_use: _, reserved: _, largest_free: _} = measurements
     assert_received {[:nitrox, :memory, :collected], %{duration: _}, %{call: :run_dirty}}
     # The second try, after the collection.
-    assert_receive {[:nitrox, :memory, :out_of_memory], %{requested: ^bytes}, _}, 5_000
+    assert_receive {[:nitrox, :memory, :out_of_memory], %{requested: ^bytes}, _}
 
-    # More than a segment, so that it has one to itself.
-    Nitrox.deallocate(Nitrox.broadcast_to(one, {20 * 1024 ** 2}))
+    # More than any hole and any least segment, so that it has a segment to itself. The calls above
+    # have given back segments too, which is not waited for here.
+    idle = max(Device.memory_stats(:cpu).largest_free, 20 * 1024 ** 2) + 1
+    Nitrox.deallocate(Nitrox.broadcast_to(one, {idle}))
     Device.trim(:cpu)
-    assert_receive {[:nitrox, :memory, :trimmed], measurements, %{device: :cpu}}, 5_000
-    assert measurements.bytes >= 20 * 1024 ** 2 and measurements.segments >= 1
+
+    assert_receive {[:nitrox, :memory, :trimmed], %{bytes: bytes, segments: segments},
+                    %{device: :cpu}}
+                   when bytes >= idle and segments >= 1
   end
 
-  test "a relay that was killed is back, and hears again" do
-    relay = Process.whereis(Telemetry.Relay)
-    monitor = Process.monitor(relay)
-    Process.exit(relay, :kill)
-    assert_receive {:DOWN, ^monitor, :process, ^relay, :killed}
-    await_other(relay)
+  test "a relay that was killed is back, each time, and hears again" do
+    for _ <- 1..20 do
+      relay = Process.whereis(Telemetry.Relay)
+      monitor = Process.monitor(relay)
+      Process.exit(relay, :kill)
+      assert_receive {:DOWN, ^monitor, :process, ^relay, :killed}
+      await_other(relay)
+    end
+
     one = Tensor.tensor(1, type: {:u, 8})
     assert_raise Error, fn -> Nitrox.broadcast_to(one, {2 ** 40}) end
-    assert_receive {[:nitrox, :memory, :out_of_memory], _, _}, 5_000
+    assert_receive {[:nitrox, :memory, :out_of_memory], _, _}
   end
 
   defp await_other(pid) do
     case Process.whereis(Telemetry.Relay) do
-      other when is_pid(other) and other != pid -> :sys.get_state(other)
+      other when is_pid(other) and other != pid -> :sys.get_state(other, :infinity)
       _ -> await_other(pid)
     end
   end
@@ -117,7 +124,7 @@ defmodule Nitrox.TelemetryTest do
     assert Native.listen(nil) == {:ok, :ok}
     one = Tensor.tensor(1, type: {:u, 8})
     assert_raise Error, fn -> Nitrox.broadcast_to(one, {2 ** 40}) end
-    :sys.get_state(Telemetry.Relay)
+    :sys.get_state(Telemetry.Relay, :infinity)
     refute_received {[:nitrox, :memory, :out_of_memory], _, _}
   after
     Native.listen(Process.whereis(Telemetry.Relay))
@@ -128,10 +135,7 @@ defmodule Nitrox.TelemetryTest do
 
     test "kernels, from the compiler and from the cache" do
       # What is loaded already is not loaded again: so in a VM of its own, with a cache of its own.
-      cache =
-        Path.join(System.tmp_dir!(), "nitrox-telemetry-#{System.unique_integer([:positive])}")
-
-      on_exit(fn -> File.rm_rf!(cache) end)
+      cache = Nitrox.TestVM.folder("telemetry")
 
       script = """
       {:ok, _} = Application.ensure_all_started(:nitrox)
@@ -144,7 +148,7 @@ defmodule Nitrox.TelemetryTest do
       receive do
         {"elementwise" <> _, _, _} = told -> IO.inspect(told)
       after
-        5_000 -> IO.puts("nothing")
+        60_000 -> IO.puts("nothing")
       end
       """
 
@@ -158,7 +162,7 @@ defmodule Nitrox.TelemetryTest do
       # A row of the norm that no block holds.
       [x, gamma] = for shape <- [{1, 200_000}, {200_000}], do: zeros(shape)
       Nitrox.rms_norm(x, gamma)
-      assert_receive {[:nitrox, :op, :fallback], %{count: 1}, metadata}, 5_000
+      assert_receive {[:nitrox, :op, :fallback], %{count: 1}, metadata}
       assert %{op: :rms_norm, device: {:cuda, 0}, why: why} = metadata
       assert why =~ "does not fit"
       assert Nitrox.explain(%Nitrox.Op.RmsNorm{epsilon: 1.0e-5}, [x, gamma]).why =~ "does not fit"

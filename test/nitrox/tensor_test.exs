@@ -201,32 +201,18 @@ defmodule Nitrox.TensorTest do
         assert error.reason == :deallocated or error.message =~ "arguments"
       end
     end
+  end
 
-    test "go back to the pool with their process" do
-      parent = self()
+  test "what has no elements is refused with what to do" do
+    refused = fn fun -> Exception.message(assert_raise(Error, fun)) end
 
-      pid =
-        spawn(fn ->
-          tensor = Tensor.from_binary(<<0::size(8 * 12_345_678)>>, {:u, 8}, {12_345_678})
-          send(parent, :made)
-          receive do: (:stop -> tensor)
-        end)
-
-      monitor = Process.monitor(pid)
-      assert_receive :made, 5_000
-      held = Nitrox.Device.memory_stats(:cpu)
-      assert held.in_use >= 12_345_678
-      send(pid, :stop)
-      assert_receive {:DOWN, ^monitor, _, _, _}
-      # Other tests run beside this one, with tensors far smaller than this.
-      assert eventually(fn ->
-               Nitrox.Device.memory_stats(:cpu).in_use < held.in_use - 10_000_000
-             end)
+    traced = fn ->
+      Nitrox.Program.compile(&Nitrox.to_list/1, [Template.new({}, {:f, 32})])
     end
 
-    defp eventually(fun, tries \\ 100) do
-      fun.() or (tries > 0 and Process.sleep(10) == :ok and eventually(fun, tries - 1))
-    end
+    assert refused.(traced) =~ ~r/to_list: .* got #Nitrox.Value<f32 of input 0> .*an output/
+    assert refused.(fn -> Nitrox.copy(Template.new({}, {:f, 32})) end) =~ "copy: expected"
+    assert refused.(fn -> Tensor.shape({1}) end) =~ "shape: expected a Nitrox.Tensor, got {1}"
   end
 
   describe "inspect" do

@@ -1,7 +1,8 @@
 defmodule Nitrox.TestSummary do
   @moduledoc false
-  # ExUnit's own formatter, followed by what was left out and why, and the counts in one line.
-  # It wraps the formatter, since two formatters side by side print in no fixed order.
+  # ExUnit's own formatter, followed by what was left out and why, the failed tests once more, and the
+  # counts in one line. It wraps the formatter, since two formatters side by side print in no fixed
+  # order.
   use GenServer
 
   alias ExUnit.CLIFormatter
@@ -30,7 +31,7 @@ defmodule Nitrox.TestSummary do
         {:noreply, update_in(state.results, &[result(test, state.missing) | &1])}
 
       {:suite_finished, _} ->
-        print(Enum.frequencies(state.results), state.seed)
+        print(state.results, state.seed)
         {:noreply, state}
 
       _ ->
@@ -54,12 +55,48 @@ defmodule Nitrox.TestSummary do
     end
   end
 
-  defp result(_failed_or_invalid, _), do: :failed
+  defp result(%{state: {:failed, failures}} = test, _), do: {:failed, place(test, failures)}
+
+  # A setup_all that failed took its tests along.
+  defp result(%{state: {:invalid, %{state: {:failed, failures}}}} = test, _),
+    do: {:failed, place(test, failures)}
+
+  # `test/nitrox_test.exs:12: test that one is one: expected 1, got 2`
+  defp place(%{name: name, tags: tags}, failures) do
+    why =
+      case failures do
+        [{kind, reason, stack} | _] ->
+          kind |> Exception.format_banner(reason, stack) |> first_line()
+
+        [] ->
+          "no reason given"
+      end
+
+    "#{Path.relative_to_cwd(tags.file)}:#{tags.line}: #{name}: #{why}"
+  end
+
+  defp first_line(text) do
+    text
+    |> String.split("\n", trim: true)
+    |> Enum.map(&String.trim/1)
+    |> Enum.find("", &(&1 not in ["", "** (ExUnit.AssertionError)"]))
+    |> String.replace_prefix("** (ExUnit.AssertionError) ", "")
+    |> String.slice(0, 200)
+  end
 
   # .ci/test reads these lines.
-  defp print(counts, seed) do
+  defp print(results, seed) do
+    failed = for {:failed, place} <- Enum.reverse(results), do: place
+
+    counts =
+      Enum.frequencies_by(results, fn
+        {:failed, _} -> :failed
+        other -> other
+      end)
+
     left_out = for {{:left_out, why}, n} <- Enum.sort(counts), do: {n, why}
     for {n, why} <- left_out, do: IO.puts("left out: #{n} #{why}")
+    for place <- failed, do: IO.puts("failed: #{place}")
 
     IO.puts(
       "ExUnit: #{counts[:passed] || 0} passed, #{counts[:failed] || 0} failed, " <>

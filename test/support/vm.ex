@@ -12,6 +12,17 @@ defmodule Nitrox.TestVM do
     System.cmd(elixir, arguments, env: env, stderr_to_stdout: true)
   end
 
+  @doc "A folder for such a VM to find, which goes with the test."
+  @spec folder(String.t()) :: Path.t()
+  def folder(name) do
+    # Other VMs count from one too.
+    unique = "#{System.pid()}-#{System.unique_integer([:positive])}"
+    path = Path.join(System.tmp_dir!(), "nitrox-#{name}-#{unique}")
+    File.mkdir_p!(path)
+    ExUnit.Callbacks.on_exit(fn -> File.rm_rf!(path) end)
+    path
+  end
+
   # The applications of this project and of its dependencies, not those of Erlang and Elixir.
   defp ours?(path) do
     path = List.to_string(path)

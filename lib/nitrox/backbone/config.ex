@@ -3,7 +3,7 @@ defmodule Nitrox.Backbone.Config do
   # What a backbone is made of: its config as checked and as a file of weights tells it, the module of
   # each layer, and name, shape and first values of every parameter.
 
-  import Nitrox.Options, only: [fail!: 2]
+  import Nitrox.Options, only: [fail!: 2, fail!: 3]
 
   alias Nitrox.{Backbone, Options, Weights}
   alias Nitrox.Backbone.{Attention, Mamba}
@@ -56,7 +56,8 @@ defmodule Nitrox.Backbone.Config do
       input: {nil, {"{:features, n} or {:tokens, vocabulary, width}", &input?/1}},
       hidden:
         {nil,
-         {"a list of widths, [256, 256]", &(is_list(&1) and &1 != [] and Enum.all?(&1, size?))}},
+         {"a list of widths, [256, 256]",
+          &(&1 != [] and Options.list?(&1) and Enum.all?(&1, size?))}},
       outputs: {nil, Options.integer(1)}
     ]
 
@@ -77,7 +78,8 @@ defmodule Nitrox.Backbone.Config do
 
   # An option of another kind.
   defp foreign!(kind, config) do
-    for {name, _} <- List.wrap(config), not Keyword.has_key?(@sizes[kind], name) do
+    for {name, _} <- if(Keyword.keyword?(config), do: config, else: []),
+        not Keyword.has_key?(@sizes[kind], name) do
       kinds = for other <- @kinds, Keyword.has_key?(@sizes[other], name), do: inspect(other)
 
       if kinds != [],
@@ -235,29 +237,52 @@ defmodule Nitrox.Backbone.Config do
     end
   end
 
+  # What is drawn is made on the host, one number after the other.
+  @most 2 ** 28
+
+  @doc "Refuses a layout that is too large to be drawn."
+  def check_drawn!(layout) do
+    weights = for {_, shape, _} <- layout, reduce: 0, do: (sum -> sum + Tuple.product(shape))
+
+    if weights > @most do
+      fail!(
+        :backbone,
+        "init draws at most #{@most} weights, the config makes #{weights}",
+        "Nitrox.Backbone.load/2 and new/4 take any number"
+      )
+    end
+  end
+
   @doc "The first values of a parameter, as f32."
-  def draw(:ones, shape, rand), do: {f32(List.duplicate(1.0, Tuple.product(shape))), rand}
-  def draw(:zeros, shape, rand), do: {f32(List.duplicate(0.0, Tuple.product(shape))), rand}
+  def draw(:ones, shape, rand), do: {repeated(1.0, Tuple.product(shape)), rand}
+  def draw(:zeros, shape, rand), do: {repeated(0.0, Tuple.product(shape)), rand}
 
   def draw(:decays, {channels, states}, rand) do
-    {f32(for _ <- 1..channels, n <- 1..states, do: -n * 1.0), rand}
+    {:binary.copy(for(n <- 1..states, into: <<>>, do: f32(-n)), channels), rand}
   end
 
+  # Steps t from 0.001 to 0.1, evenly by their logarithm, and what softplus gives them for.
   def draw(:time_steps, {channels}, rand) do
-    {numbers, rand} = uniform(channels, rand)
-    # Steps t from 0.001 to 0.1, evenly by their logarithm, and what softplus gives them for.
-    {f32(for u <- numbers, t = 0.001 * :math.pow(100, u), do: :math.log(:math.exp(t) - 1)), rand}
+    uniform(channels, rand, fn u ->
+      t = 0.001 * :math.pow(100, u)
+      :math.log(:math.exp(t) - 1)
+    end)
   end
 
+  # A uniform draw from −a to a has the deviation a/√3.
   def draw({:fan_in, inputs}, shape, rand) do
-    # A uniform draw from −a to a has the deviation a/√3.
     a = :math.sqrt(3 / inputs)
-    {numbers, rand} = uniform(Tuple.product(shape), rand)
-    {f32(for u <- numbers, do: (2 * u - 1) * a), rand}
+    uniform(Tuple.product(shape), rand, &((2 * &1 - 1) * a))
   end
 
-  defp uniform(count, rand),
-    do: Enum.map_reduce(1..count, rand, fn _, r -> :rand.uniform_s(r) end)
+  defp uniform(count, rand, fun, drawn \\ <<>>)
+  defp uniform(0, rand, _fun, drawn), do: {drawn, rand}
 
-  defp f32(numbers), do: for(x <- numbers, into: <<>>, do: <<x::float-32-native>>)
+  defp uniform(count, rand, fun, drawn) do
+    {u, rand} = :rand.uniform_s(rand)
+    uniform(count - 1, rand, fun, <<drawn::binary, f32(fun.(u))::binary>>)
+  end
+
+  defp repeated(x, count), do: :binary.copy(f32(x), count)
+  defp f32(x), do: <<x::float-32-native>>
 end

@@ -184,7 +184,7 @@ defmodule Nitrox.Functions.Shape do
       def stack(tensors, opts \\ []) do
         opts = Options.validate!(:stack, opts, axis: {0, integer()})
 
-        case tensors do
+        case Options.list?(tensors) && tensors do
           [first | _] ->
             rank = tuple_size(tensor!(:stack, first).shape)
             axis = from_start(opts.axis, rank + 1)
@@ -196,8 +196,8 @@ defmodule Nitrox.Functions.Shape do
             |> Enum.map(&reshape(&1, Tuple.insert_at(tensor!(:stack, &1).shape, axis, 1)))
             |> concatenate(axis: axis)
 
-          other ->
-            fail!(:stack, "expected a list of at least one tensor, got #{inspect(other)}")
+          _ ->
+            fail!(:stack, "expected a list of at least one tensor, got #{inspect(tensors)}")
         end
       end
     end

@@ -17,13 +17,11 @@ defmodule Nitrox.Import.StateDict do
   @doc "`names` are those that begin with the prefix, without it."
   @spec new(Weights.t(), keyword()) :: t()
   def new(weights, opts) do
-    if not is_struct(weights, Weights) do
-      Options.fail!(:import, "expected a Nitrox.Weights, got #{inspect(weights)}")
-    end
+    Options.struct!(:import, weights, Weights)
 
     opts =
       Options.validate!(:import, opts,
-        prefix: {"", {"a string", &is_binary/1}},
+        prefix: {"", {"a string", &(is_binary(&1) and String.valid?(&1))}},
         type: {nil, Options.type()},
         device: {nil, Options.device()}
       )

@@ -21,12 +21,7 @@ if Code.ensure_loaded?(Nx.Tensor) do
 
     def unary(name, out, t), do: launch_unary(name, out, t)
 
-    # A constant gives one element, which is then repeated.
-    defp launch_unary(name, out, t) do
-      device = Data.device(t)
-      ref = Data.operand(t, out.type, device)
-      Data.call(%Op.Unary{kind: name}, [ref], device) |> spread(operand_shape(t), out, device)
-    end
+    defp launch_unary(name, out, t), do: launch(name, out, t, out.type)
 
     # Integers have neither.
     def non_finite(_, out, %T{type: {kind, _}} = t) when kind in [:s, :u],
@@ -35,9 +30,12 @@ if Code.ensure_loaded?(Nx.Tensor) do
     def non_finite(name, out, t), do: flag(name, out, t)
 
     # A function of an element in its own type, of another as a result.
-    defp flag(name, out, t) do
+    defp flag(name, out, t), do: launch(name, out, t, t.type)
+
+    # A constant gives one element, which is then repeated.
+    defp launch(name, out, t, type) do
       device = Data.device(t)
-      ref = Data.operand(t, t.type, device)
+      ref = Data.operand(t, type, device)
       Data.call(%Op.Unary{kind: name}, [ref], device) |> spread(operand_shape(t), out, device)
     end
 

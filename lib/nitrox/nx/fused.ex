@@ -7,7 +7,7 @@ if Code.ensure_loaded?(Nx.Tensor) do
     # kernel; everything else, and every gradient, takes its body, which is `Nitrox.Nx.Reference`.
     # The other ops are only words for what Nx does, and are that at once.
 
-    alias Nitrox.{Error, Native, Op, Tensor}
+    alias Nitrox.{Error, Native, Op, Tensor, Value}
     alias Nitrox.Nx.{Block, Data, Reference}
     alias Nx.Tensor, as: T
 
@@ -17,9 +17,10 @@ if Code.ensure_loaded?(Nx.Tensor) do
     @doc "Applies an op to tensors of Nx, numbers and nil. Gives its outputs as a list."
     def apply(op, inputs) do
       inputs = Enum.map(inputs, &input!(op, &1, inputs))
+      outs = outs(op, inputs)
 
       if Reference.fused?(op),
-        do: block(op, inputs),
+        do: block(op, inputs, outs),
         else: op |> Reference.run(inputs) |> List.wrap()
     end
 
@@ -32,26 +33,32 @@ if Code.ensure_loaded?(Nx.Tensor) do
     defp input!(_, nil, _), do: nil
 
     # A number is of the type of the first tensor, as everywhere in Nitrox.
-    defp input!(_, number, inputs) when is_number(number) do
+    defp input!(op, number, inputs) when is_number(number) do
       %T{type: type} = Enum.find(inputs, &is_struct(&1, T))
+      Tensor.check_spec!(Op.name(op), type, {})
+      Op.constant(op, number, type)
       Nx.tensor(number, type: type)
     end
 
-    defp input!(op, %Tensor{}, _) do
+    defp input!(op, %module{}, _) when module in [Tensor, Value] do
       message = "takes tensors of Nx or of Nitrox, not both"
-      raise Error.argument(Op.name(op), message, "convert them with Nitrox.to_nx/1")
+      hint = "Nitrox.to_nx/1 and Nitrox.from_nx/1 give the one for the other"
+      raise Error.argument(Op.name(op), message, hint)
     end
 
     defp input!(op, other, _),
       do: raise(Error.argument(Op.name(op), "expected a tensor, got #{inspect(other)}"))
 
-    defp block(op, inputs) do
+    # By the rule of the engine, so that what is refused of our tensors is refused here too, in the
+    # same words.
+    defp outs(op, inputs) do
       specs = Enum.map(inputs, &(&1 && Tensor.to_spec(&1)))
 
-      outs =
-        for {type, shape} <- Native.call(:infer, [Op.wire(op), specs]),
-            do: template(op, type, shape)
+      for {type, shape} <- Native.call(:infer, [Op.wire(op), specs]),
+          do: template(op, type, shape)
+    end
 
+    defp block(op, inputs, outs) do
       {tensors, places} =
         inputs |> Enum.with_index() |> Enum.filter(&elem(&1, 0)) |> Enum.unzip()
 

@@ -3,18 +3,17 @@ if Code.ensure_loaded?(Nx.Tensor) do
     @moduledoc false
     # What brings tensors here, away, and to the screen.
 
+    import Nitrox.Options, only: [fail!: 2, fail!: 3]
+
     alias Nitrox.Backend, as: B
-    alias Nitrox.{Device, Native, Op, Tensor}
+    alias Nitrox.{Device, Native, Op, Options, Tensor}
     alias Nitrox.Nx.{Data, Host, Routes, Shape}
     alias Nx.Tensor, as: T
 
-    def init(opts) do
-      opts = Nitrox.Options.known!(:backend, opts, [:device])
-      # Named once, so that what is made later goes where the default was then.
-      [device: device(opts)]
-    end
+    # Named once, so that what is made later goes where the default was then.
+    def init(opts), do: [device: device(opts)]
 
-    def device(opts), do: opts[:device] || Device.default()
+    def device(opts), do: Options.known!(:backend, opts, [:device])[:device] || Device.default()
 
     def constant(out, number, opts),
       do: Data.put_constant(out, Data.element(number, out.type), device(opts))
@@ -112,15 +111,27 @@ if Code.ensure_loaded?(Nx.Tensor) do
     end
 
     @doc "Without a copy. See `Nitrox.from_nx/1`."
-    def from_nx(%T{data: %B{}, type: type, shape: shape} = t) do
-      Nitrox.Tensor.check_spec!(:from_nx, type, shape)
-      Data.tensor(t)
+    def from_nx(t) do
+      %{type: type, shape: shape, vectorized_axes: vectorized} = Options.struct!(:from_nx, t, T)
+      Tensor.check_spec!(:from_nx, type, shape)
+
+      if vectorized != [],
+        do:
+          fail!(:from_nx, "takes no vectorized tensors", "devectorize them with Nx.devectorize/2")
+
+      if tuple_size(shape) > Routes.max_axes(),
+        do: fail!(:from_nx, "takes at most #{Routes.max_axes()} axes, got #{inspect(shape)}")
+
+      if is_struct(t.data, B),
+        do: Data.tensor(t),
+        else: Data.tensor(Nx.backend_copy(t, Nitrox.Backend))
     end
 
-    def from_nx(%T{} = t), do: from_nx(Nx.backend_copy(t, Nitrox.Backend))
-
     @doc "Without a copy. See `Nitrox.to_nx/1`."
-    def to_nx(%Tensor{ref: ref, type: type, shape: shape, device: device}) do
+    def to_nx(tensor) do
+      %{ref: ref, type: type, shape: shape, device: device} =
+        Options.struct!(:to_nx, tensor, Tensor)
+
       names = List.duplicate(nil, tuple_size(shape))
       Data.put(%T{type: type, shape: shape, names: names}, ref, device)
     end

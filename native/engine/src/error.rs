@@ -93,7 +93,8 @@ impl Error {
             Self::Type { .. } => Some("convert with Nitrox.cast/2"),
             Self::Device { .. } => Some("move the tensor with Nitrox.copy/2"),
             Self::Unavailable { .. } => Some(
-                "run `mix nitrox.demo --device cpu`, or install the NVIDIA driver and CUDA's NVRTC library (libnvrtc)",
+                "install the NVIDIA driver and CUDA's NVRTC library (libnvrtc), or take the device :cpu; \
+                 `mix nitrox.doctor` says what is missing",
             ),
             Self::OutOfMemory { .. } => {
                 Some("drop tensors that are not needed, or raise memory_limit")

@@ -3,7 +3,7 @@ defmodule Nitrox.Nx.TransferTest do
   use ExUnit.Case, async: false
   @moduletag :nx
 
-  alias Nitrox.{Backend, Device}
+  alias Nitrox.{Backend, Device, TestMemory}
 
   setup do
     Nx.default_backend({Backend, device: :cpu})
@@ -60,6 +60,39 @@ defmodule Nitrox.Nx.TransferTest do
                %{direction: :to_device, bytes: 48, device: :cpu},
                %{direction: :to_host, bytes: 24, device: :cpu}
              ] = crossed
+    end
+
+    test "from_nx refuses what no tensor of ours can be" do
+      for {tensor, part} <- [
+            {Nx.vectorize(Nx.tensor([[1.0], [2.0]]), :row), "vectorized"},
+            {Nx.iota({1, 1, 1, 1, 1, 1, 1, 1, 2}), "at most 8 axes"},
+            {Nx.tensor([1], type: {:u, 2}), "unknown type {:u, 2}"},
+            {1, "a Nx.Tensor, got 1"}
+          ] do
+        assert_raise Nitrox.Error, ~r/#{part}/, fn -> Nitrox.from_nx(tensor) end
+      end
+    end
+
+    test "options of the backend are checked wherever they are given" do
+      for options <- [[device: :gpu], [junk: 1]] do
+        backend = {Backend, options}
+        host = Nx.tensor([1], backend: Nx.BinaryBackend)
+        assert_raise Nitrox.Error, fn -> Nx.tensor([1], backend: backend) end
+        assert_raise Nitrox.Error, fn -> Nx.backend_transfer(host, backend) end
+        assert_raise Nitrox.Error, fn -> Nx.backend_copy(Nx.tensor([1]), backend) end
+      end
+    end
+
+    test "tensors of Nx and of Nitrox are refused beside each other, and explained alike" do
+      {nx, ours} = {Nx.tensor([1.0, 2.0]), Nitrox.tensor([1.0, 2.0])}
+
+      for {a, b} <- [{nx, ours}, {ours, nx}] do
+        error = assert_raise Nitrox.Error, fn -> Nitrox.add(a, b) end
+        assert error.message =~ "not both" and error.hint =~ "Nitrox.from_nx/1"
+      end
+
+      op = %Nitrox.Op.Softmax{axis: 0, log: false}
+      assert Nitrox.explain(op, [nx]) == Nitrox.explain(op, [ours])
     end
 
     test "to_nx, from_nx, reshape and copies on the device share the buffer" do
@@ -210,22 +243,15 @@ defmodule Nitrox.Nx.TransferTest do
     end
 
     test "the owner stays for as long as there is a view on it" do
-      before = settled()
-
-      task =
-        Task.async(fn ->
-          y = adopted()
-          :erlang.garbage_collect()
-          # A view of the view: x itself is held by nothing else any more.
-          z = Nx.reshape(y, {2, 5000})
-          held = in_use()
-          {Nx.to_number(Nx.sum(z)), held}
-        end)
-
-      {sum, held} = Task.await(task)
-      assert sum == 10_000.0 * 2
-      assert held >= before + 40_000
-      assert settled() == before
+      assert TestMemory.leaks(fn ->
+               {before, _} = TestMemory.settled()
+               y = adopted()
+               # A view of the view: x itself is held by nothing else any more.
+               z = Nx.reshape(y, {2, 5000})
+               {held, _} = TestMemory.settled()
+               assert held >= before + 40_000
+               assert Nx.to_number(Nx.sum(z)) == 10_000.0 * 2
+             end) == {0, 0}
     end
 
     defp adopted do
@@ -238,13 +264,17 @@ defmodule Nitrox.Nx.TransferTest do
       x = Nx.tensor([1.0, 2.0])
       pointer = Nx.to_pointer(x)
 
-      assert_raise ArgumentError, ~r/takes 12 bytes/, fn ->
+      assert_raise Nitrox.Error, ~r/takes 12 bytes/, fn ->
         Nx.from_pointer(Backend, pointer, :f32, {3})
       end
 
-      assert_raise ArgumentError, ~r/:local/, fn -> Nx.to_pointer(x, mode: :ipc) end
+      assert_raise Nitrox.Error, ~r/:local/, fn -> Nx.to_pointer(x, mode: :ipc) end
 
-      assert_raise ArgumentError, ~r/:local/, fn ->
+      assert_raise Nitrox.Error, ~r/a Nx.Pointer, got 1/, fn ->
+        Nx.from_pointer(Backend, 1, :f32, {2})
+      end
+
+      assert_raise Nitrox.Error, ~r/:local/, fn ->
         Nx.from_pointer(Backend, struct(Nx.Pointer, kind: :ipc, handle: "x"), :f32, {2})
       end
 
@@ -254,18 +284,11 @@ defmodule Nitrox.Nx.TransferTest do
         end
       end
 
-      assert_raise ArgumentError, ~r/constant/, fn -> Nx.to_pointer(Nx.tensor(1.0)) end
+      assert_raise Nitrox.Error, ~r/constant/, fn -> Nx.to_pointer(Nx.tensor(1.0)) end
 
       assert %{__struct__: Nx.Pointer} =
                Nx.tensor(1.0) |> Nitrox.from_nx() |> Nitrox.to_nx() |> Nx.to_pointer()
     end
-  end
-
-  # What is in use once all dead handles are gone.
-  defp settled do
-    for pid <- Process.list(), do: :erlang.garbage_collect(pid)
-    Process.sleep(20)
-    in_use()
   end
 
   describe "processes" do
@@ -283,28 +306,33 @@ defmodule Nitrox.Nx.TransferTest do
           end
         end,
         max_concurrency: 64,
-        timeout: 60_000
+        timeout: :infinity
       )
       |> Enum.each(&assert {:ok, _} = &1)
     end
 
-    test "one that is killed leaks nothing" do
-      before = settled()
+    test "those that are killed leak nothing" do
+      assert TestMemory.leaks(fn ->
+               {before, _} = TestMemory.settled()
+               parent = self()
 
-      pids =
-        for _ <- 1..8 do
-          spawn(fn ->
-            Nx.default_backend({Backend, device: :cpu})
-            x = Nx.iota({100, 100}, type: :f32)
-            Stream.iterate(x, &Nx.add(Nx.dot(&1, x), 1)) |> Stream.run()
-          end)
-        end
+               killed =
+                 for _ <- 1..8 do
+                   spawn_monitor(fn ->
+                     Nx.default_backend({Backend, device: :cpu})
+                     x = Nx.iota({100, 100}, type: :f32)
+                     at_work = &Nx.add(Nx.dot(&1, x), 1)
+                     y = at_work.(x)
+                     send(parent, {:at_work, self()})
+                     y |> Stream.iterate(at_work) |> Stream.run()
+                   end)
+                 end
 
-      Process.sleep(50)
-      assert in_use() > before
-      for pid <- pids, do: Process.exit(pid, :kill)
-      Process.sleep(50)
-      assert settled() == before
+               for {pid, _} <- killed, do: assert_receive({:at_work, ^pid})
+               assert in_use() > before
+               for {pid, _} <- killed, do: Process.exit(pid, :kill)
+               for {pid, m} <- killed, do: assert_receive({:DOWN, ^m, :process, ^pid, :killed})
+             end) == {0, 0}
     end
   end
 end

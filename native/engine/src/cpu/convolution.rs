@@ -96,16 +96,10 @@ fn direct<T: Value<T> + Default>(
     columns: &mut [T],
     threads: usize,
 ) {
-    let (positions, part) = (windows.positions(), windows.outputs * windows.inner());
-    for (entry, group, out) in parts(windows, out) {
-        let input = &input[entry * windows.batch_stride + group * windows.group_stride..];
-        let kernel = &kernel[group * part..][..part];
-        for first in (0..positions).step_by(block(windows)) {
-            let n = block(windows).min(positions - first);
-            lay_out(windows, input, first, n, columns);
-            product(windows, kernel, columns, n, &mut out[first..], positions, threads);
-        }
-    }
+    let positions = windows.positions();
+    blocks(windows, input, kernel, out, columns, |kernel, columns, first, n, out| {
+        product(windows, kernel, columns, n, &mut out[first..], positions, threads);
+    });
 }
 
 /// 16-bit types: sums in f32 are narrowed row by row.
@@ -118,6 +112,25 @@ fn by_way_of<T: Network + Value<f32>>(
     sums: &mut [f32],
     threads: usize,
 ) {
+    let positions = windows.positions();
+    blocks(windows, input, kernel, out, columns, |kernel, columns, first, n, out| {
+        product(windows, kernel, columns, n, sums, n, threads);
+        for (sums, out) in sums.chunks_exact(n).zip(out.chunks_exact_mut(positions)) {
+            narrow(sums, &mut out[first..first + n]);
+        }
+    });
+}
+
+/// Lays out the columns of each entry and group, block after block of `n` positions from `first` on,
+/// and gives them to `multiply` with the group's part of the kernel and of the output.
+fn blocks<T: Value<C>, C: Copy + Send>(
+    windows: &Windows,
+    input: &[T],
+    kernel: &[C],
+    out: &mut [T],
+    columns: &mut [C],
+    mut multiply: impl FnMut(&[C], &[C], usize, usize, &mut [T]),
+) {
     let (positions, part) = (windows.positions(), windows.outputs * windows.inner());
     for (entry, group, out) in parts(windows, out) {
         let input = &input[entry * windows.batch_stride + group * windows.group_stride..];
@@ -125,10 +138,7 @@ fn by_way_of<T: Network + Value<f32>>(
         for first in (0..positions).step_by(block(windows)) {
             let n = block(windows).min(positions - first);
             lay_out(windows, input, first, n, columns);
-            product(windows, kernel, columns, n, sums, n, threads);
-            for (sums, out) in sums.chunks_exact(n).zip(out.chunks_exact_mut(positions)) {
-                narrow(sums, &mut out[first..first + n]);
-            }
+            multiply(kernel, columns, first, n, out);
         }
     }
 }

@@ -1,11 +1,10 @@
 use nitrox_engine::op::{FlashAttention, Op};
 use nitrox_engine::{DType, Spec, infer};
 
-use crate::harness::{Run, each_device, outputs};
+use crate::harness::{NETWORK, Run, each_device, outputs};
 use crate::oracle::Array;
 use crate::rng::Rng;
 
-const NETWORK: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 const LENGTHS: [usize; 12] = [1, 2, 3, 7, 31, 33, 60, 63, 65, 127, 129, 300];
 const HEADS: [usize; 10] = [1, 8, 32, 40, 64, 80, 96, 128, 192, 256];
 

@@ -1,10 +1,8 @@
 use nitrox_engine::DType;
 use nitrox_engine::op::{Activation, CausalConv1d, Op};
 
-use crate::harness::Run;
+use crate::harness::{ACTIVATIONS, NETWORK, Run};
 use crate::oracle::Array;
-
-const NETWORK: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 
 /// Batch, length, channels, taps.
 fn check(run: &mut Run, dtype: DType, [batch, length, channels, taps]: [usize; 4], bits: u32) {
@@ -73,15 +71,7 @@ fn empty() {
 fn extremes() {
     let mut run = Run::new("causal_conv1d extremes");
     for dtype in NETWORK {
-        for activation in [
-            Activation::None,
-            Activation::Relu,
-            Activation::Silu,
-            Activation::Gelu,
-            Activation::GeluTanh,
-            Activation::Tanh,
-            Activation::Sigmoid,
-        ] {
+        for activation in ACTIVATIONS {
             let mut x = run.rng.normal(dtype, &[2, 20, 9], 1.0).to_f64();
             (x[3], x[40], x[100], x[200]) = (f64::NAN, f64::INFINITY, 6e4, -6e4);
             let x = Array::floats(dtype, &[2, 20, 9], &x);

@@ -1,20 +1,8 @@
 use nitrox_engine::DType;
 use nitrox_engine::op::{Activation, Dense, Op};
 
-use crate::harness::Run;
+use crate::harness::{ACTIVATIONS, NETWORK, Run};
 use crate::oracle::Array;
-
-const NETWORK: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
-
-const ACTIVATIONS: [Activation; 7] = [
-    Activation::None,
-    Activation::Relu,
-    Activation::Silu,
-    Activation::Gelu,
-    Activation::GeluTanh,
-    Activation::Tanh,
-    Activation::Sigmoid,
-];
 
 /// x of these leading axes, with bias and residual or without.
 fn check(

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
+use nitrox_engine::op::Activation;
 use nitrox_engine::{DType, Device, Error, Id, Op, Result, Spec, Tensor, infer};
 
 use crate::oracle::{Array, Expected, Real, bound, evaluate, round_to};
@@ -15,6 +16,19 @@ use crate::rng::{Rng, seed};
 
 /// NaN in every float type, −1 in the signed ones.
 const POISON: [u8; 2] = [0xff, 0x5a];
+
+/// The types of layers.
+pub const NETWORK: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
+
+pub const ACTIVATIONS: [Activation; 7] = [
+    Activation::None,
+    Activation::Relu,
+    Activation::Silu,
+    Activation::Gelu,
+    Activation::GeluTanh,
+    Activation::Tanh,
+    Activation::Sigmoid,
+];
 
 /// A single element may be off by as many times the bound, relative to itself and the root mean
 /// square of the output together: the norm alone hides one wrong element among many.

@@ -1,10 +1,8 @@
 use nitrox_engine::DType;
 use nitrox_engine::op::{Activation, GatedMlp, Op};
 
-use crate::harness::Run;
+use crate::harness::{ACTIVATIONS, NETWORK, Run};
 use crate::oracle::Array;
-
-const NETWORK: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 
 fn check(
     run: &mut Run,
@@ -57,15 +55,7 @@ fn shapes() {
 fn activations() {
     let mut run = Run::new("gated_mlp activations");
     for dtype in NETWORK {
-        for activation in [
-            Activation::None,
-            Activation::Relu,
-            Activation::Silu,
-            Activation::Gelu,
-            Activation::GeluTanh,
-            Activation::Tanh,
-            Activation::Sigmoid,
-        ] {
+        for activation in ACTIVATIONS {
             for rows in [1, 3, 20, 100] {
                 check(&mut run, dtype, &[rows, 48], 80, activation, rows == 3);
             }

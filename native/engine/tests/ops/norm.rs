@@ -1,10 +1,8 @@
 use nitrox_engine::DType;
 use nitrox_engine::op::{Norm, Op};
 
-use crate::harness::Run;
+use crate::harness::{NETWORK, Run};
 use crate::oracle::Array;
-
-const NETWORK: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 
 /// Both norms of `x`, with and without a residual.
 fn check(run: &mut Run, x: &Array, residuals: &[bool], epsilon: f64, within: Option<f64>) {

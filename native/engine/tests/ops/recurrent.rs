@@ -6,10 +6,8 @@ use std::time::{Duration, Instant};
 use nitrox_engine::DType;
 use nitrox_engine::op::{Op, Recurrent};
 
-use crate::harness::Run;
+use crate::harness::{NETWORK, Run};
 use crate::oracle::Array;
-
-const NETWORK: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 
 /// Batch, time, features, hidden.
 const SHAPES: [[usize; 4]; 18] = [

@@ -1,10 +1,9 @@
 use nitrox_engine::DType;
 use nitrox_engine::op::{Op, Rope};
 
-use crate::harness::Run;
+use crate::harness::{NETWORK, Run};
 use crate::oracle::Array;
 
-const NETWORK: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 const PLAIN: Rope = Rope { base: 10_000.0, scale: 1.0, dims: None, interleaved: false };
 
 /// Positions of {B, S}, of {S} and of {}, up to `last`.

@@ -1,11 +1,9 @@
 use nitrox_engine::DType;
 use nitrox_engine::op::{Op, Sample};
 
-use crate::harness::{Run, each_device, outputs};
+use crate::harness::{NETWORK, Run, each_device, outputs};
 use crate::oracle::Array;
 use crate::oracle::sample::kept;
-
-const NETWORK: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 
 const PLAIN: Sample = Sample { temperature: 1.0, top_k: None, top_p: None, seed: 0 };
 

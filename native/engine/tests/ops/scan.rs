@@ -1,10 +1,8 @@
 use nitrox_engine::DType;
 use nitrox_engine::op::{NormKind, Op, SelectiveScan};
 
-use crate::harness::Run;
+use crate::harness::{NETWORK, Run};
 use crate::oracle::Array;
-
-const NETWORK: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 
 #[derive(Debug, Clone, Copy)]
 struct Options {

@@ -1,10 +1,8 @@
 use nitrox_engine::DType;
 use nitrox_engine::op::{Op, Softmax};
 
-use crate::harness::Run;
+use crate::harness::{NETWORK, Run};
 use crate::oracle::Array;
-
-const NETWORK: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 
 fn check(run: &mut Run, x: &Array, axis: i64) {
     for log in [false, true] {
