@@ -73,8 +73,7 @@ if Code.ensure_loaded?(Axon) do
     @spec accelerate(model(), only: [atom()], except: [atom()]) :: model()
     def accelerate(model, opts \\ []) do
       opts = Options.validate!(:accelerate, opts, only: {nil, kinds()}, except: {[], kinds()})
-      nodes = model |> Graph.new() |> Rewrite.nodes((opts.only || @kinds) -- opts.except)
-      Graph.map(model, &%{&1 | nodes: Map.take(nodes, Map.keys(&1.nodes))})
+      Rewrite.model(model, (opts.only || @kinds) -- opts.except)
     end
 
     defp kinds do
@@ -123,11 +122,11 @@ if Code.ensure_loaded?(Axon) do
 
       for %{op: op, path: path} <- report.layers, op in [:lstm, :gru], reduce: state do
         state ->
-          path = Enum.map(path, &Access.key(&1, nil))
+          keys = Enum.map(path, &Access.key(&1, %{}))
 
-          with %{} = parameters <- get_in(state.data, path),
+          with %{} = parameters <- get_in(state.data, keys),
                {:ok, changed} <- fun.(op, parameters) do
-            put_in(state.data, put_in(state.data, path, changed))
+            put_in(state.data, put_in(state.data, keys, changed))
           else
             _ ->
               raise Error.argument(

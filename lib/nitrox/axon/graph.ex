@@ -88,6 +88,32 @@ if Code.ensure_loaded?(Axon) do
 
     defp count(counts, op_name), do: Map.update(counts, op_name, 1, &(&1 + 1))
 
+    @doc """
+    New nodes for the old ones of a model, which draw their initial parameters as the old ones do.
+
+    Axon draws them by names that it makes in another order and counts by the nodes' functions, so that
+    new functions would change them. It asks for the names themselves by words alone.
+    """
+    def keep_draws(new, old) do
+      {names, _} =
+        for {id, %{op: op, name: name}} <- old, reduce: {%{}, %{}} do
+          {names, counts} -> {Map.put(names, id, name.(op, counts)), count(counts, op)}
+        end
+
+      Map.new(new, fn
+        {id, %{parameters: [_ | _]} = node} -> {id, %{node | name: draw(node.name, names[id])}}
+        other -> other
+      end)
+    end
+
+    defp draw(name, drawn_by) do
+      fn op, counts ->
+        if is_function(op) or Enum.any?(counts, fn {op, _} -> is_function(op) end),
+          do: drawn_by,
+          else: name.(op, counts)
+      end
+    end
+
     @doc "The node that alone reads a node, or why there is none."
     def only_reader(%{readers: readers, nodes: nodes}, id) do
       case readers[id] do

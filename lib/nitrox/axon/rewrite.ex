@@ -27,11 +27,18 @@ if Code.ensure_loaded?(Axon) do
 
     def kinds, do: @kinds
 
-    @doc "The graph's nodes, those of `kinds` rewritten."
-    def nodes(%Graph{} = graph, kinds) do
-      graph.order
-      |> Enum.reduce(%{graph: graph, kinds: kinds, new: %{}, taken: %{}}, &visit/2)
-      |> then(&Map.merge(graph.nodes, &1.new))
+    @doc "A model, or a container of models, with the layers of `kinds` rewritten."
+    def model(model, kinds) do
+      graph = Graph.new(model)
+      state = %{graph: graph, kinds: kinds, new: %{}, taken: %{}}
+      %{new: new} = Enum.reduce(graph.order, state, &visit/2)
+
+      Graph.map(model, fn %Axon{nodes: nodes} = model ->
+        %{
+          model
+          | nodes: nodes |> Map.merge(Map.take(new, Map.keys(nodes))) |> Graph.keep_draws(nodes)
+        }
+      end)
     end
 
     @doc "What was decided of each layer of a model, in order; nil if nothing ever was."
@@ -42,13 +49,11 @@ if Code.ensure_loaded?(Axon) do
 
     # ── One node after the other, parents first ───────────────────────────────────────────────────
 
-    # What an earlier call did stays.
+    # What an earlier call did stays; inside of a block there may be more to do.
     defp visit(id, state) do
-      node = state.graph.nodes[id]
-
-      case node.meta do
-        %{nitrox: [%{op: op} | _]} when op != nil -> state
-        _ -> decide(kind(node), node, state)
+      case state.graph.nodes[id] do
+        %{op: op, meta: %{nitrox: [%{op: done}]}} when op != :block and done != nil -> state
+        node -> decide(kind(node), node, state)
       end
     end
 
@@ -79,8 +84,11 @@ if Code.ensure_loaded?(Axon) do
 
     defp decide(nil, _, state), do: state
 
+    defp decide(:other, %{op_name: :dense_transposed} = node, state),
+      do: keep(state, node, :dense, "its kernel is transposed")
+
     defp decide(:other, node, state),
-      do: keep(state, node, node.op_name, "Nitrox has no op for it")
+      do: keep(state, node, node.op_name, "no kind of accelerate/2 is for it")
 
     defp decide(kind, node, state) when kind in @recurrent do
       masked? = not match?({:ok, 0}, constant(state.graph.nodes[Enum.at(node.parent, 2)]))
@@ -235,7 +243,9 @@ if Code.ensure_loaded?(Axon) do
     defp apart(graph, node, why) do
       for reader <- Enum.uniq(graph.readers[node.id]),
           reader != :output,
-          match?({:ok, :activation, _}, follower(graph.nodes[reader], node, graph)),
+          {:ok, kind, details} when kind != :through <-
+            [follower(graph.nodes[reader], node, graph)],
+          reader = if(kind == :residual, do: details.add.id, else: reader),
           do: "#{graph.names[reader]} stays apart: #{why}"
     end
 
@@ -352,7 +362,7 @@ if Code.ensure_loaded?(Axon) do
       {:arity, arity} = Function.info(fun, :arity)
 
       if arity in 1..@most_inputs do
-        fun = wrap(arity, &accelerated(apply(fun, &1), kinds))
+        fun = wrap(arity, &model(apply(fun, &1), kinds))
         node = %{node | opts: [block_fun: fun, block_id: id]}
         inside = for(i <- 0..(arity - 1), do: Axon.input("subgraph#{i}")) |> then(&apply(fun, &1))
 
@@ -362,21 +372,19 @@ if Code.ensure_loaded?(Axon) do
             %{layer | path: path, layer: Enum.join(path, ".")}
           end
 
-        # Every use of a block is the same layers.
-        known? =
-          Enum.any?(state.new, fn {_, new} -> new.op == :block and new.opts[:block_id] == id end)
-
-        put_new(state, node, if(known?, do: [], else: layers))
+        put_new(state, node, if(first_use?(graph, node), do: layers, else: []))
       else
         keep(state, node, :block, "it has #{arity} inputs, and may have 1 to #{@most_inputs}")
       end
     end
 
-    defp accelerated(%Axon{} = model, kinds),
-      do: %{model | nodes: model |> Graph.new() |> nodes(kinds)}
+    # Every use of a block is the same layers.
+    defp first_use?(graph, node) do
+      node.id == Enum.find(graph.order, &(block_id(graph.nodes[&1]) == block_id(node)))
+    end
 
-    # What is no model, Axon refuses.
-    defp accelerated(other, _), do: other
+    defp block_id(%{op: :block, opts: opts}), do: opts[:block_id]
+    defp block_id(_), do: nil
 
     for n <- 1..@most_inputs do
       inputs = Macro.generate_arguments(n, __MODULE__)
