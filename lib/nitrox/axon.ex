@@ -69,11 +69,23 @@ if Code.ensure_loaded?(Axon) do
 
       * `:only` - a list of the kinds to replace (default: all)
       * `:except` - a list of those to leave alone
+      * `:weights` - what becomes of attention whose weights are an output of the model whatever it is
+        asked for, as in Bumblebee's encoder and decoder models (T5, Bart, Whisper). `:keep` leaves it
+        plain (the default). `:beside` replaces it, and the weights are computed besides where somebody
+        reads them, which a loop that generates text does not
     """
-    @spec accelerate(model(), only: [atom()], except: [atom()]) :: model()
+    @spec accelerate(model(), only: [atom()], except: [atom()], weights: :keep | :beside) ::
+            model()
     def accelerate(model, opts \\ []) do
-      opts = Options.validate!(:accelerate, opts, only: {nil, kinds()}, except: {[], kinds()})
-      Rewrite.model(model, (opts.only || @kinds) -- opts.except)
+      opts =
+        Options.validate!(:accelerate, opts,
+          only: {nil, kinds()},
+          except: {[], kinds()},
+          weights: {:keep, Options.one_of([:keep, :beside])}
+        )
+
+      kinds = (opts.only || @kinds) -- opts.except
+      Rewrite.model(model, %{kinds: kinds, weights: opts.weights})
     end
 
     defp kinds do

@@ -27,10 +27,13 @@ if Code.ensure_loaded?(Axon) do
 
     def kinds, do: @kinds
 
-    @doc "A model, or a container of models, with the layers of `kinds` rewritten."
-    def model(model, kinds) do
+    @doc """
+    A model, or a container of models, with the layers of `how.kinds` rewritten. `how.weights` is what
+    is done with attention whose weights are an output: `:keep` or `:beside`.
+    """
+    def model(model, how) do
       graph = Graph.new(model)
-      state = %{graph: graph, kinds: kinds, new: %{}, taken: %{}}
+      state = %{graph: graph, how: how, kinds: how.kinds, new: %{}, taken: %{}}
       %{new: new} = Enum.reduce(graph.order, state, &visit/2)
 
       Graph.map(model, fn %Axon{nodes: nodes} = model ->
@@ -86,6 +89,9 @@ if Code.ensure_loaded?(Axon) do
 
     defp decide(:other, %{op_name: :dense_transposed} = node, state),
       do: keep(state, node, :dense, "its kernel is transposed")
+
+    defp decide(:other, %{op: op} = node, state) when is_function(op),
+      do: keep(state, node, node.op_name, "it is a function of its own")
 
     defp decide(:other, node, state),
       do: keep(state, node, node.op_name, "no kind of accelerate/2 is for it")
@@ -332,7 +338,8 @@ if Code.ensure_loaded?(Axon) do
         Enum.any?([weights, dropout], &hooks?(&1, [:forward, :backward])) ->
           keep(state, node, :attention, "there is a hook on its weights")
 
-        Graph.reaches_output?(graph, weights.id, &(&1.id == node.id or optional_output?(&1))) ->
+        state.how.weights == :keep and
+            Graph.reaches_output?(graph, weights.id, &(&1.id == node.id or optional_output?(&1))) ->
           keep(state, node, :attention, "its weights are a part of the model's output")
 
         weights.policy.compute != node.policy.compute ->
@@ -357,12 +364,12 @@ if Code.ensure_loaded?(Axon) do
     # ── Blocks ────────────────────────────────────────────────────────────────────────────────────
 
     # A block makes its nodes anew each time that it is built, so its function is wrapped.
-    defp block(%{graph: graph, kinds: kinds} = state, node) do
+    defp block(%{graph: graph, how: how} = state, node) do
       [block_fun: fun, block_id: id] = node.opts
       {:arity, arity} = Function.info(fun, :arity)
 
       if arity in 1..@most_inputs do
-        fun = wrap(arity, &model(apply(fun, &1), kinds))
+        fun = wrap(arity, &model(apply(fun, &1), how))
         node = %{node | opts: [block_fun: fun, block_id: id]}
         inside = for(i <- 0..(arity - 1), do: Axon.input("subgraph#{i}")) |> then(&apply(fun, &1))
 
