@@ -37,7 +37,7 @@ if Code.ensure_loaded?(Axon) do
     | `:dense` | `Axon.dense/3` | `Nitrox.dense/4` |
     | `:activation` | relu, silu, gelu, tanh or sigmoid after a dense layer, and Bumblebee's `:gelu_approx_tanh` | its `:activation` |
     | `:residual` | `Axon.add/3` of a dense layer and something of the same shape | its `:residual` |
-    | | `Axon.add/3` that a norm alone reads | the norm's `:residual` |
+    | | `Axon.add/3` of two that a norm reads, alone or with others | the norm's `:residual`, the sum a second result |
     | `:attention` | attention as Bumblebee writes it: masks, bias, window, the causal rule with its offset into a cache | `Nitrox.flash_attention/4` |
 
     Layers inside of `Axon.block/2` are taken too. A dense layer that others read as well, or that has

@@ -7,7 +7,8 @@ defmodule Nitrox.GuidesTest do
   @guides @root |> Path.join("guides/*.md") |> Path.wildcard() |> Enum.map(&Path.basename/1)
 
   for page <- ["README.md" | Enum.map(@guides, &"guides/#{&1}")] do
-    if page == "guides/nx.md", do: @tag(:nx)
+    if page in ["guides/nx.md", "guides/axon.md"], do: @tag(:nx)
+    if page == "guides/axon.md", do: @tag(:axon)
 
     test page do
       page = unquote(page)

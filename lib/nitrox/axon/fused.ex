@@ -19,10 +19,10 @@ if Code.ensure_loaded?(Axon) do
     @most 8
 
     @doc """
-    The function of an accelerated node, which takes what the node's own `op` takes. `details` is what
-    is known of the layer: its name, its kind, and what `run/4` of that kind looks at.
+    The function of an accelerated node whose own one is `op`. `details` is what is known of the layer:
+    its name, its kind, and what else the kind looks at.
     """
-    def function(%Axon.Node{op: op, args: args}, details) do
+    def function(%Axon.Node{args: args}, op, details) do
       wrap(length(args) + 1, fn arguments ->
         {inputs, [opts]} = Enum.split(arguments, -1)
         run(inputs, opts, op, details)
@@ -64,6 +64,11 @@ if Code.ensure_loaded?(Axon) do
 
     defp plain(op, kind, inputs, opts) when kind in [:lstm, :gru],
       do: plain(op, nil, Recurrent.unpacked(kind, inputs), opts)
+
+    defp plain(op, :sum_and_norm, [a, b | parameters], opts) do
+      sum = plain(:add, nil, [{a, b}], [])
+      {plain(op, nil, [sum | parameters], opts), sum}
+    end
 
     defp plain(op, _, inputs, opts) when is_atom(op), do: apply(Axon.Layers, op, inputs ++ [opts])
     defp plain(op, _, inputs, opts), do: apply(op, inputs ++ [opts])
@@ -108,11 +113,8 @@ if Code.ensure_loaded?(Axon) do
       else
         _ ->
           case operands do
-            {%T{shape: shape, type: type} = a, %T{shape: shape, type: type} = b} ->
-              {:ok, put_note(sum, {:sum, a, b})}
-
-            _ ->
-              {:plain, "it adds no dense layer of its own shape and type"}
+            {a, b} -> {:ok, put_sum(sum, a, b)}
+            _ -> {:plain, "it adds no dense layer of its own shape and type"}
           end
       end
     end
@@ -139,6 +141,12 @@ if Code.ensure_loaded?(Axon) do
         gamma = cast(gamma, type)
         norm(x, type, details, &Nitrox.rms_norm(&1, gamma, [epsilon: epsilon] ++ &2))
       end
+    end
+
+    # A norm, and the sum that it is of for others.
+    defp fused(:sum_and_norm, [a, b | parameters], opts, op, details) do
+      sum = plain(:add, nil, [{a, b}], [])
+      fused(details.norm, [put_sum(sum, a, b) | parameters], opts, op, details)
     end
 
     defp fused(kind, inputs, opts, _op, details) when kind in [:lstm, :gru],
@@ -197,15 +205,22 @@ if Code.ensure_loaded?(Axon) do
       fits(axis in [-1, last], "it normalises axis #{inspect(axis)} and not the last one")
     end
 
-    # Of x or, where x is a sum that only this layer reads, of its operands.
+    defp put_sum(sum, %T{shape: shape, type: type} = a, %T{shape: shape, type: type} = b),
+      do: put_note(sum, {:sum, a, b})
+
+    defp put_sum(sum, _, _), do: sum
+
+    # Of x or, where that is a sum which nobody else reads or which goes out with the norm, of its
+    # operands.
     defp norm(x, type, details, fun) do
-      out =
-        case details[:sum?] && note(x) do
-          {:sum, %T{type: ^type} = a, b} -> fun.(a, residual: b) |> elem(0)
-          _ -> fun.(cast(x, type), [])
+      {normed, sum} =
+        case details.sum? && note(x) do
+          {:sum, %T{type: ^type} = a, b} -> fun.(a, residual: b)
+          _ -> {fun.(cast(x, type), []), x}
         end
 
-      {:ok, Nx.rename(out, x.names)}
+      [normed, sum] = for t <- [normed, sum], do: Nx.rename(t, x.names)
+      {:ok, if(details.kind == :sum_and_norm, do: {normed, sum}, else: normed)}
     end
 
     # ── Notes ─────────────────────────────────────────────────────────────────────────────────────

@@ -4,22 +4,22 @@ if Code.ensure_loaded?(Axon) do
     # An Axon model, or a container of models that share nodes, as one graph: its nodes by id, in the
     # order in which Axon compiles them, with the names that Axon will give them and who reads whom.
 
-    defstruct [:nodes, :order, :names, :readers]
+    defstruct [:nodes, :outputs, :order, :names, :readers]
 
     @doc "The graph of a model or of a container of models."
     def new(model) do
       outputs = outputs(model)
       nodes = for %Axon{nodes: nodes} <- outputs, reduce: %{}, do: (all -> Map.merge(all, nodes))
       ids = Enum.map(outputs, & &1.output)
-      {order, _} = Enum.reduce(ids, {[], MapSet.new()}, &visit(&1, nodes, &2))
-      order = Enum.reverse(order)
+      order = order(ids, nodes)
 
       readers =
         for id <- order, parent <- nodes[id].parent, reduce: Map.new(ids, &{&1, [:output]}) do
           readers -> Map.update(readers, parent, [id], &[id | &1])
         end
 
-      %__MODULE__{nodes: nodes, order: order, names: names(order, nodes), readers: readers}
+      names = names(order, nodes)
+      %__MODULE__{nodes: nodes, outputs: ids, order: order, names: names, readers: readers}
     end
 
     @doc "The models in a container, or the one given."
@@ -49,6 +49,11 @@ if Code.ensure_loaded?(Axon) do
     defp container?(term), do: is_tuple(term) or is_map(term)
 
     # Parents first, in their order: as Axon numbers its layers.
+    defp order(ids, nodes) do
+      {order, _} = Enum.reduce(ids, {[], MapSet.new()}, &visit(&1, nodes, &2))
+      Enum.reverse(order)
+    end
+
     defp visit(id, nodes, {order, seen}) do
       if MapSet.member?(seen, id) do
         {order, seen}
@@ -92,17 +97,21 @@ if Code.ensure_loaded?(Axon) do
     New nodes for the old ones of a model, which draw their initial parameters as the old ones do.
 
     Axon draws them by names that it makes in another order and counts by the nodes' functions, so that
-    new functions would change them. It asks for the names themselves by words alone.
+    new functions would change them. It asks for the names themselves by words alone. `moved` tells
+    whose parameters a node has, where they are not its own.
     """
-    def keep_draws(new, old) do
+    def keep_draws(new, old, moved) do
       {names, _} =
         for {id, %{op: op, name: name}} <- old, reduce: {%{}, %{}} do
           {names, counts} -> {Map.put(names, id, name.(op, counts)), count(counts, op)}
         end
 
       Map.new(new, fn
-        {id, %{parameters: [_ | _]} = node} -> {id, %{node | name: draw(node.name, names[id])}}
-        other -> other
+        {id, %{parameters: [_ | _]} = node} ->
+          {id, %{node | name: draw(node.name, names[moved[id] || id])}}
+
+        other ->
+          other
       end)
     end
 
@@ -112,6 +121,16 @@ if Code.ensure_loaded?(Axon) do
           do: drawn_by,
           else: name.(op, counts)
       end
+    end
+
+    @doc "Whether all parameters of other nodes for a graph have the names that they had."
+    def same_names?(graph, nodes, moved) do
+      order = order(graph.outputs, nodes)
+      names = names(order, nodes)
+
+      Enum.all?(order, fn id ->
+        nodes[id].parameters == [] or names[id] == graph.names[moved[id] || id]
+      end)
     end
 
     @doc "The node that alone reads a node, or why there is none."

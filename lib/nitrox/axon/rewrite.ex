@@ -5,7 +5,7 @@ if Code.ensure_loaded?(Axon) do
     # parents, its parameters and its hooks: only its function is another (see `Nitrox.Axon.Fused`),
     # and its `meta` says what was decided, under `:nitrox`.
 
-    alias Nitrox.Axon.{Fused, Graph}
+    alias Nitrox.Axon.{Fused, Graph, SharedSum}
 
     @kinds [
       :lstm,
@@ -33,14 +33,12 @@ if Code.ensure_loaded?(Axon) do
     """
     def model(model, how) do
       graph = Graph.new(model)
-      state = %{graph: graph, how: how, kinds: how.kinds, new: %{}, taken: %{}}
-      %{new: new} = Enum.reduce(graph.order, state, &visit/2)
+      state = %{graph: graph, how: how, kinds: how.kinds, new: %{}, taken: %{}, moved: %{}}
+      %{new: new, moved: moved} = Enum.reduce(graph.order, state, &visit/2)
 
       Graph.map(model, fn %Axon{nodes: nodes} = model ->
-        %{
-          model
-          | nodes: nodes |> Map.merge(Map.take(new, Map.keys(nodes))) |> Graph.keep_draws(nodes)
-        }
+        changed = Map.merge(nodes, Map.take(new, Map.keys(nodes)))
+        %{model | nodes: Graph.keep_draws(changed, nodes, moved)}
       end)
     end
 
@@ -183,30 +181,72 @@ if Code.ensure_loaded?(Axon) do
       end
     end
 
-    defp norm(state, node, kind) do
-      upcast = node.opts[:upcast] || upcast(bumblebee(node.op))
-      {state, sum, notes} = sum(state, node)
-      details = %{sum?: sum != [], upcast: upcast}
-      replace(state, node, kind, details, kind, sum, notes)
+    defp norm(%{graph: graph} = state, node, kind) do
+      details = %{upcast: node.opts[:upcast] || upcast(bumblebee(node.op)), sum?: false}
+
+      case sum(state, node) do
+        # Where a dense layer that was to add it does not, the norm may.
+        {:alone, add} ->
+          details = %{details | sum?: true}
+
+          if state.taken[add.id],
+            do: replace(state, node, kind, details, kind),
+            else:
+              state
+              |> put(add, %{kind: :residual, index: nil})
+              |> replace(node, kind, details, kind, [graph.names[add.id]])
+
+        {:shared, operands, add} ->
+          shared(state, operands, add, node, kind, details)
+
+        {:apart, add, why} ->
+          notes = ["#{graph.names[add.id]} stays apart: #{why}"]
+          replace(state, node, kind, details, kind, [], notes)
+
+        :none ->
+          replace(state, node, kind, details, kind)
+      end
     end
 
     defp upcast("rms_norm_impl_upcast_all" <> _), do: :all
     defp upcast(_), do: nil
 
-    # The norm takes a sum's operands itself where nobody else reads the sum.
+    # The sum of two that a norm is of, and whether others read it.
     defp sum(%{graph: graph} = state, node) do
       add = graph.nodes[hd(node.parent)]
 
       with true <- :residual in state.kinds and match?(%{op: :add}, add),
-           %{op_name: :container} = container <- graph.nodes[hd(add.parent)],
-           [_, _] <- container.parent,
-           {:taken, nil} <- {:taken, state.taken[add.id]},
-           {:ok, _} <- Graph.only_reader(graph, add.id),
-           :ok <- undisturbed(add, node) do
-        {put(state, add, %{kind: :residual, index: nil}), [graph.names[add.id]], []}
+           operands = graph.nodes[hd(add.parent)],
+           true <- match?(%{op_name: :container, parent: [_, _]}, operands),
+           {:sum, :ok} <- {:sum, undisturbed(add, node)},
+           {:error, why} <- Graph.only_reader(graph, add.id) do
+        cond do
+          state.taken[add.id] -> :none
+          Graph.only_reader(graph, operands.id) != {:ok, add} -> {:apart, add, why}
+          Enum.any?([operands, add, node], &(&1.hooks != [])) -> {:apart, add, why}
+          operands.policy != node.policy or add.policy != node.policy -> {:apart, add, why}
+          true -> {:shared, operands, add}
+        end
       else
-        {:error, why} -> {state, [], ["#{graph.names[add.id]} stays apart: #{why}"]}
-        _ -> {state, [], []}
+        {:ok, _} -> {:alone, add}
+        {:sum, apart} -> put_elem(apart, 1, add)
+        false -> :none
+      end
+    end
+
+    defp shared(%{graph: graph} = state, operands, add, node, kind, details) do
+      layer = %{layer(state, node, kind) | op: kind, with: [graph.names[add.id]]}
+      node = decided(node, [layer])
+      details = Map.merge(details, %{layer: layer.layer, norm: kind, sum?: true})
+
+      case SharedSum.share(graph, state.new, state.moved, {operands, add, node}, details) do
+        {:ok, nodes, moved} ->
+          taken = Map.put(state.taken, add.id, true)
+          %{state | new: Map.merge(state.new, nodes), moved: moved, taken: taken}
+
+        :error ->
+          notes = ["#{layer.with} stays apart: layers would be numbered in another order"]
+          replace(state, node, kind, %{details | sum?: false}, kind, [], notes)
       end
     end
 
@@ -406,21 +446,22 @@ if Code.ensure_loaded?(Axon) do
     defp put(state, node, details) do
       original = state.graph.nodes[node.id]
       details = Map.put(details, :layer, state.graph.names[node.id])
-      node = %{Map.get(state.new, node.id, node) | op: Fused.function(original, details)}
+      node = %{Map.get(state.new, node.id, node) | op: Fused.function(node, original.op, details)}
       put_in(state.new[node.id], node)
     end
 
     defp replace(state, node, kind, details, op, with \\ [], notes \\ []) do
       layer = %{layer(state, node, kind) | op: op, with: with, notes: notes}
       details = Map.merge(details, %{kind: kind, layer: layer.layer})
-      put_new(state, %{node | op: Fused.function(node, details)}, [layer])
+      put_new(state, %{node | op: Fused.function(node, node.op, details)}, [layer])
     end
 
     defp keep(state, node, kind, why),
       do: put_new(state, node, [%{layer(state, node, kind) | why: why}])
 
-    defp put_new(state, node, layers),
-      do: put_in(state.new[node.id], %{node | meta: Map.put(node.meta || %{}, :nitrox, layers)})
+    defp put_new(state, node, layers), do: put_in(state.new[node.id], decided(node, layers))
+
+    defp decided(node, layers), do: %{node | meta: Map.put(node.meta || %{}, :nitrox, layers)}
 
     defp layer(state, node, kind) do
       name = state.graph.names[node.id]

@@ -215,6 +215,66 @@ defmodule Nitrox.Axon.AccelerateTest do
       end
     end
 
+    test "a norm of a sum that others read gives both" do
+      for norm <- [&Axon.layer_norm/1, &Axon.rms_norm/1], shape <- [{3, 8}, {2, 5, 7}] do
+        x = input(shape)
+        r = Axon.input("r", shape: put_elem(shape, 0, nil))
+        inputs = Map.put(x(shape), "r", random(shape))
+        width = elem(shape, tuple_size(shape) - 1)
+
+        # Pre-norm blocks whose residual no dense layer adds.
+        block = fn h, n ->
+          Enum.reduce(1..n, h, fn _, h ->
+            normed = norm.(h)
+            mixed = normed |> Axon.dense(width) |> Axon.mish()
+            Axon.add(h, mixed)
+          end)
+        end
+
+        model = x |> Axon.add(r) |> block.(3) |> norm.()
+        report = Nitrox.Axon.explain(model)
+        fused = for %{with: ["add_" <> _]} = layer <- report.layers, do: layer.layer
+        assert length(fused) == 4, inspect(report)
+        ops = check(model, inputs, "pre-norm #{inspect(shape)}")
+        assert 4 == (ops[:layer_norm] || 0) + (ops[:rms_norm] || 0)
+        # mish is three ops of Nx; no sum is among those that ran.
+        plain =
+          ops(fn -> predict(model, init(model, inputs), inputs, Nitrox.Backend) end) |> elem(1)
+
+        assert plain[:binary] > ops[:binary]
+
+        # The same draws, and what else is read of the sum.
+        fast = Nitrox.Axon.accelerate(model)
+        [a, b] = for m <- [model, fast], do: elem(Axon.build(m, seed: 5), 0)
+
+        assert a.(templates(inputs), ModelState.empty()) ==
+                 b.(templates(inputs), ModelState.empty())
+
+        sum = Axon.add(x, r)
+        check({norm.(sum), sum, Axon.relu(sum)}, inputs, "three readers")
+        check({norm.(sum), norm.(sum)}, inputs, "two norms")
+        wide = Map.put(inputs, "r", random(put_elem(shape, 0, 1)))
+        check({norm.(sum), Axon.relu(sum)}, wide, "a sum that broadcasts")
+      end
+    end
+
+    test "a norm of a sum is apart where Axon would number its layers otherwise" do
+      x = input({3, 8})
+      r = Axon.input("r", shape: {nil, 8})
+      sum = Axon.add(x, r)
+      # The second norm is reached first, by what reads the sum first.
+      model = Axon.add(Axon.multiply(sum, Axon.layer_norm(Axon.tanh(x))), Axon.layer_norm(sum))
+      inputs = Map.put(x({3, 8}), "r", random({3, 8}))
+      state = init(model, inputs)
+      fast = Nitrox.Axon.accelerate(model)
+      assert Map.keys(init(fast, inputs).data) == Map.keys(state.data)
+      check(model, inputs, "two norms in another order")
+
+      notes = for %{notes: [note]} <- Nitrox.Axon.explain(model).layers, do: note
+      assert [note] = notes
+      assert note =~ "another order"
+    end
+
     # As `check/3`, where a layer may find at run time that it can't be fused.
     defp events_free(model, inputs, what) do
       model = if is_struct(model, Axon), do: model, else: Axon.container(model)

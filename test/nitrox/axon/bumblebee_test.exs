@@ -342,7 +342,7 @@ defmodule Nitrox.Axon.BumblebeeTest do
     end
 
     test "a policy of bf16, and one of f16" do
-      for {type, bound} <- [{{:bf, 16}, 2.0e-2}, {{:f, 16}, 2.0e-3}] do
+      for {type, bound} <- [{{:bf, 16}, 1.0e-2}, {{:f, 16}, 2.0e-3}] do
         policy = Axon.MixedPrecision.create_policy(compute: type, output: type)
         model = Bumblebee.build_model(spec(:llama))
         mixed = Axon.MixedPrecision.apply_policy(model, policy, fn node -> node.op != :input end)
@@ -350,7 +350,7 @@ defmodule Nitrox.Axon.BumblebeeTest do
         state = state(model, inputs)
         exact = predict(model, state, inputs, Nx.BinaryBackend).logits
 
-        # No worse than the plain model of that type.
+        # The bound of one kernel, or as near as what is rounded after each op of Nx, half as much aside.
         error = fn model, backend ->
           {result, ops} = ops(fn -> predict(model, state, inputs, backend) end)
           got = result.logits |> host()
@@ -361,7 +361,7 @@ defmodule Nitrox.Axon.BumblebeeTest do
         {plain, _} = error.(mixed, Nx.BinaryBackend)
         {ours, ops} = error.(Nitrox.Axon.accelerate(mixed), Nitrox.Backend)
         assert ops[:flash_attention] == 2
-        assert ours <= max(plain, bound), "#{inspect(type)}: #{ours}, and plain #{plain}"
+        assert ours <= max(1.5 * plain, bound), "#{inspect(type)}: #{ours}, and plain #{plain}"
       end
     end
 
