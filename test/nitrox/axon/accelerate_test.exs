@@ -9,7 +9,7 @@ defmodule Nitrox.Axon.AccelerateTest do
 
   # Axon is not there for the compiler on every machine.
   if Code.ensure_loaded?(Axon) do
-    import Nitrox.TestNumbers
+    import Nitrox.{TestModels, TestNumbers}
     alias Axon.ModelState
 
     @bound 1.0e-5
@@ -17,29 +17,6 @@ defmodule Nitrox.Axon.AccelerateTest do
     setup do
       :rand.seed(:exsss, ExUnit.configuration()[:seed])
       :ok
-    end
-
-    defp templates(inputs), do: Map.new(inputs, fn {k, t} -> {k, Nx.to_template(t)} end)
-
-    defp init(model, inputs, opts \\ []) do
-      {init, _} = Axon.build(model, [seed: 7] ++ opts)
-      state = init.(templates(inputs), ModelState.empty())
-      # Not the zeros and ones that biases and norms begin with.
-      update_in(state.data, fn data ->
-        Nx.Defn.Composite.traverse(data, fn
-          %{type: {:f, _} = type} = t ->
-            t |> Nx.add(random(t.shape, 0.1)) |> Nx.as_type(type) |> host()
-
-          t ->
-            t
-        end)
-      end)
-    end
-
-    defp predict(model, state, inputs, backend, opts \\ []) do
-      {_, predict} = Axon.build(model, opts)
-      state = %{state | data: on(state.data, backend)}
-      Nx.with_default_backend(backend, fn -> predict.(state, on(inputs, backend)) end)
     end
 
     # Gives the ops that ran on the last of the devices.

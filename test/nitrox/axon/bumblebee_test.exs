@@ -9,7 +9,7 @@ defmodule Nitrox.Axon.BumblebeeTest do
   @moduletag timeout: 300_000
 
   if Code.ensure_loaded?(Bumblebee) do
-    import Nitrox.TestNumbers
+    import Nitrox.{TestModels, TestNumbers}
     alias Bumblebee.Text
 
     @bound 1.0e-5
@@ -64,25 +64,8 @@ defmodule Nitrox.Axon.BumblebeeTest do
       for(_ <- 1..(b * t), do: Enum.random(3..49)) |> Nx.tensor() |> Nx.reshape(shape)
     end
 
-    defp state(model, inputs, opts \\ []) do
-      {init, _} = Axon.build(model, opts)
-      templates = Nx.Defn.Composite.traverse(inputs, &Nx.to_template/1)
-      state = init.(templates, Axon.ModelState.empty())
-
-      # Attention that tells its keys apart, and norms and biases that do something.
-      update_in(state.data, fn data ->
-        Nx.Defn.Composite.traverse(data, fn
-          %{type: {:f, _}} = t -> Nx.add(t, random(t.shape, 0.3))
-          t -> t
-        end)
-      end)
-    end
-
-    defp predict(model, state, inputs, backend, opts \\ []) do
-      {_, predict} = Axon.build(model, opts)
-      state = %{state | data: on(state.data, backend)}
-      Nx.with_default_backend(backend, fn -> predict.(state, on(inputs, backend)) end)
-    end
+    # Attention that tells its keys apart.
+    defp state(model, inputs, opts \\ []), do: init(model, inputs, [scale: 0.3] ++ opts)
 
     @outputs [:hidden_state, :pooled_state, :logits]
 

@@ -1,6 +1,6 @@
 defmodule Nitrox.Axon.ModelTest do
-  # What an accelerated model keeps: names, parameters, initial values, hooks, policies, gradients;
-  # packing, and what is told of it.
+  # What an accelerated model keeps: names, parameters, initial values, outputs, hooks; packing, options,
+  # and what is told of it.
   use ExUnit.Case, async: true
 
   @moduletag :nx
@@ -8,10 +8,8 @@ defmodule Nitrox.Axon.ModelTest do
   @moduletag :telemetry
 
   if Code.ensure_loaded?(Axon) do
-    import Nitrox.TestNumbers
+    import Nitrox.{TestModels, TestNumbers}
     alias Axon.ModelState
-
-    @fallback [[:nitrox, :axon, :fallback]]
 
     setup do
       :rand.seed(:exsss, ExUnit.configuration()[:seed])
@@ -44,7 +42,8 @@ defmodule Nitrox.Axon.ModelTest do
       Axon.container(%{out: out, states: {h, g}})
     end
 
-    defp init(model, opts \\ []) do
+    # As Axon draws it.
+    defp drawn(model, opts \\ []) do
       {init, _} = Axon.build(model, [seed: 11] ++ opts)
       init.(Nx.template({2, 6, 8}, :f32), ModelState.empty())
     end
@@ -53,33 +52,27 @@ defmodule Nitrox.Axon.ModelTest do
     defp without_blocks(%ModelState{} = state),
       do: update_in(state.data, &Map.reject(&1, fn {name, _} -> name =~ "block" end))
 
-    defp predict(model, state, x, backend, opts \\ []) do
-      {_, predict} = Axon.build(model, opts)
-      state = %{state | data: on(state.data, backend)}
-      Nx.with_default_backend(backend, fn -> predict.(state, on(x, backend)) end)
-    end
-
     describe "names and parameters" do
       test "are those of the plain model, with the same initial values, in both modes" do
         model = everything()
         fast = Nitrox.Axon.accelerate(model)
 
         for mode <- [:inference, :train] do
-          [plain, ours] = for m <- [model, fast], do: init(m, mode: mode)
+          [plain, ours] = for m <- [model, fast], do: drawn(m, mode: mode)
           assert Map.drop(ours, [:data]) == Map.drop(plain, [:data])
           assert Nx.compatible?(ours.data, plain.data)
           assert without_blocks(ours) == without_blocks(plain)
         end
 
         assert ~w(batch_norm_0 block_0 block_1 dense_0 dense_1 dense_2 lstm_0 turn) --
-                 Map.keys(init(fast).data) == []
+                 Map.keys(drawn(fast).data) == []
       end
 
       test "a state of the one, also through a file, is one of the other" do
         model = everything()
         fast = Nitrox.Axon.accelerate(model)
         x = random({2, 6, 8})
-        state = init(model)
+        state = drawn(model)
         state = %{state | data: state.data |> Nx.serialize() |> Nx.deserialize()}
         expected = predict(model, state, x, Nx.BinaryBackend)
 
@@ -92,7 +85,7 @@ defmodule Nitrox.Axon.ModelTest do
         # Axon calls it deprecated, and has nothing else that lasts until a training step.
         frozen = apply(Axon, :freeze, [model, [down: 3]])
         {x, y} = {random({2, 8}), random({2, 3})}
-        state = init_for(model, x)
+        state = init(model, x)
         loss = fn y, p -> Axon.Losses.mean_squared_error(y, p, reduction: :mean) end
 
         step = fn model ->
@@ -122,7 +115,7 @@ defmodule Nitrox.Axon.ModelTest do
         assert strip.(Nitrox.Axon.explain(parts).layers) == strip.(layers)
 
         x = random({2, 6, 8})
-        state = init(model)
+        state = drawn(model)
         expected = predict(model, state, x, Nx.BinaryBackend)
 
         for fast <- [twice, parts],
@@ -138,7 +131,7 @@ defmodule Nitrox.Axon.ModelTest do
         x = random({3, 8})
 
         for model <- [Axon.container({dense, sum}), Axon.container(%{a: relu, b: {sum}})] do
-          state = init_for(model, x)
+          state = init(model, x)
           expected = predict(model, state, x, Nx.BinaryBackend)
           fast = Nitrox.Axon.accelerate(model)
           assert_close(predict(fast, state, x, Nitrox.Backend), expected, 1.0e-5, "outputs")
@@ -147,7 +140,7 @@ defmodule Nitrox.Axon.ModelTest do
 
         # A container that Axon has not seen: each a model of its own, no layer computed twice.
         {fast, {also}} = Nitrox.Axon.accelerate({dense, {sum}})
-        state = init_for(sum, x)
+        state = init(sum, x)
 
         assert_close(
           predict(fast, state, x, Nitrox.Backend),
@@ -167,7 +160,7 @@ defmodule Nitrox.Axon.ModelTest do
       test "of a model that is taken apart afterwards" do
         model = input({nil, 8}) |> Axon.dense(8, activation: :relu) |> Axon.dense(4)
         x = random({3, 8})
-        state = init_for(model, x)
+        state = init(model, x)
         {_, [relu]} = model |> Nitrox.Axon.accelerate() |> Axon.pop_node()
         {_, [dense]} = Axon.pop_node(relu)
         {_, [plain]} = model |> Axon.pop_node() |> elem(1) |> hd() |> Axon.pop_node()
@@ -187,24 +180,12 @@ defmodule Nitrox.Axon.ModelTest do
         model = Axon.add(Axon.dense(input({nil, 8}), 8), Axon.dense(optional, 8))
         model = Axon.container({Axon.optional(model), Axon.dense(input({nil, 8}), 2)})
         x = %{"x" => random({3, 8})}
-        state = init_for(model, x)
+        state = init(model, x)
         fast = Nitrox.Axon.accelerate(model)
         assert {%Axon.None{}, got} = predict(fast, state, x, Nitrox.Backend)
         {_, expected} = predict(model, state, x, Nx.BinaryBackend)
         assert_close(got, expected, 1.0e-5, "the other output")
       end
-    end
-
-    defp init_for(model, inputs, mode \\ :inference) do
-      {init, _} = Axon.build(model, seed: 3, mode: mode)
-      state = init.(inputs, ModelState.empty())
-
-      update_in(state.data, fn data ->
-        Nx.Defn.Composite.traverse(data, fn
-          %{type: {:f, 32}} = t -> Nx.add(t, random(t.shape, 0.1))
-          t -> t
-        end)
-      end)
     end
 
     test "hooks are called with what they were called with" do
@@ -233,7 +214,7 @@ defmodule Nitrox.Axon.ModelTest do
         |> hook.(:norm, :forward)
 
       x = random({2, 6, 8})
-      state = init_for(model, x)
+      state = init(model, x)
       expected = predict(model, state, x, Nx.BinaryBackend)
       seen = hooked([])
       assert length(seen) == 6
@@ -260,212 +241,6 @@ defmodule Nitrox.Axon.ModelTest do
       end
     end
 
-    describe "policies" do
-      @bounds %{{:f, 32} => 1.0e-5, {:f, 16} => 2.0e-3, {:bf, 16} => 1.0e-2}
-
-      defp layers do
-        x = input()
-
-        [
-          lstm: Axon.container(Axon.lstm(x, 8)),
-          unrolled: Axon.container(Axon.lstm(x, 8, unroll: :static)),
-          gru: Axon.container(Axon.gru(x, 8)),
-          dense: Axon.dense(x, 8, activation: :gelu),
-          residual: x |> Axon.dense(8, activation: :silu) |> Axon.add(x),
-          layer_norm: Axon.layer_norm(x),
-          rms_norm: Axon.rms_norm(x),
-          upcast: Axon.rms_norm(x, upcast: :all)
-        ]
-      end
-
-      test "of every type are kept to, and what comes out is of the type that it was" do
-        for {name, model} <- layers(),
-            {type, bound} <- @bounds,
-            output <- [nil, type, {:f, 32}] do
-          policy = Axon.MixedPrecision.create_policy(compute: type, output: output)
-
-          mixed =
-            Axon.MixedPrecision.apply_policy(model, policy, fn node -> node.op != :input end)
-
-          x = random({2, 6, 8}) |> Nx.as_type(type) |> Nx.as_type(:f32)
-          state = init_for(model, x)
-          state = update_in(state.data, &round_to(&1, type))
-          exact = predict(model, state, x, Nx.BinaryBackend)
-          plain = predict(mixed, state, x, Nx.BinaryBackend)
-          fast = Nitrox.Axon.accelerate(mixed)
-          what = "#{name} by #{inspect(policy)}"
-
-          for backend <- backends() do
-            {got, events} =
-              events([[:nitrox, :op, :run] | @fallback], fn ->
-                predict(fast, state, x, backend)
-              end)
-
-            assert Nx.compatible?(got, plain), what
-            wide = Nx.Defn.Composite.traverse(host(got), &Nx.as_type(&1, :f32))
-            assert_close(wide, exact, bound, what)
-            assert [] == for({@fallback, details} <- events, do: details)
-            ran = for {[_, :op, :run], %{op: op}} <- events, do: op
-            fused = %{unrolled: :lstm, residual: :dense, upcast: :rms_norm}[name] || name
-            assert Enum.count(ran, &(&1 == fused)) == 1, "#{what}: #{inspect(ran)}"
-          end
-        end
-      end
-
-      defp round_to(data, type) do
-        Nx.Defn.Composite.traverse(data, fn
-          %{type: {:f, 32}} = t -> t |> Nx.as_type(type) |> Nx.as_type(:f32)
-          t -> t
-        end)
-      end
-
-      test "of f64 stay with Axon, and f64 inputs too" do
-        policy = Axon.MixedPrecision.create_policy(compute: {:f, 64}, output: {:f, 64})
-
-        # The one that is not unrolled is no layer of f64 in Axon either.
-        for {name, model} <- Keyword.drop(layers(), [:lstm, :gru]) do
-          mixed =
-            Axon.MixedPrecision.apply_policy(model, policy, fn node -> node.op != :input end)
-
-          report = mixed |> Nitrox.Axon.accelerate() |> Nitrox.Axon.explain()
-          assert %{layers: [%{op: nil, why: why}]} = report
-          assert why =~ "f64", "#{name}: #{why}"
-
-          x = random({2, 6, 8}) |> Nx.as_type(:f64)
-          state = init_for(model, random({2, 6, 8}))
-          state = update_in(state.data, &wide/1)
-          expected = predict(model, state, x, Nx.BinaryBackend)
-          fast = Nitrox.Axon.accelerate(model)
-          {got, events} = events(@fallback, fn -> predict(fast, state, x, Nitrox.Backend) end)
-          # Axon's own RMS norm is computed in f32.
-          bound = if name in [:rms_norm, :upcast], do: 1.0e-7, else: 1.0e-12
-          assert_close(got, expected, bound, "#{name} in f64")
-          assert [{_, %{layer: layer, why: why}} | _] = events
-          assert is_binary(layer) and why =~ "f64"
-        end
-      end
-
-      defp wide(data) do
-        Nx.Defn.Composite.traverse(data, fn
-          %{type: {:f, 32}} = t -> Nx.as_type(t, :f64)
-          t -> t
-        end)
-      end
-
-      test "that differ from one layer to the next keep them apart" do
-        policy = Axon.MixedPrecision.create_policy(compute: {:bf, 16}, output: {:f, 32})
-        model = input() |> Axon.dense(8) |> Axon.relu()
-        mixed = Axon.MixedPrecision.apply_policy(model, policy, only: [:dense])
-        fast = Nitrox.Axon.accelerate(mixed)
-        assert %{layers: [%{with: [], notes: [note]}]} = Nitrox.Axon.explain(fast)
-        assert note =~ "type"
-        x = random({2, 6, 8}) |> round_to({:bf, 16})
-        state = update_in(init_for(model, x).data, &round_to(&1, {:bf, 16}))
-        {got, ops} = ops(fn -> predict(fast, state, x, Nitrox.Backend) end)
-        assert_close(got, predict(model, state, x, Nx.BinaryBackend), 1.0e-2, "apart")
-        assert ops[:dense] == 1 and is_map_key(ops, :binary)
-      end
-    end
-
-    test "gradients are those of the plain model" do
-      x = random({2, 6, 8})
-      labels = Nx.tensor([[1.0], [0.0]])
-
-      models =
-        [
-          lstm: input() |> Axon.lstm(8) |> elem(0),
-          gru: input() |> Axon.gru(8, unroll: :static) |> elem(0),
-          both:
-            Axon.bidirectional(input(), &Axon.lstm(&1, 5), &Nx.add/2) |> Axon.nx(&elem(&1, 0)),
-          dense: Axon.dense(input(), 8, activation: :gelu),
-          residual: input() |> Axon.dense(8, activation: :silu) |> Axon.add(input()),
-          dropout:
-            input()
-            |> Axon.dense(8)
-            |> Axon.dropout(rate: 0.0)
-            |> Axon.add(input())
-            |> Axon.layer_norm(),
-          sum: Axon.add(input(), Axon.tanh(input())) |> Axon.rms_norm(),
-          layer_norm: Axon.layer_norm(input()),
-          sigmoid: input() |> Axon.flatten() |> Axon.dense(1, activation: :sigmoid)
-        ]
-
-      for {name, model} <- models do
-        state = init_for(model, x, :train)
-
-        loss = fn predict, data, x ->
-          %{prediction: p} = predict.(%{state | data: data}, x)
-
-          if name == :sigmoid,
-            do: Axon.Losses.binary_cross_entropy(labels, p, reduction: :mean),
-            else: Nx.sum(Nx.multiply(p, p))
-        end
-
-        grad = fn model, backend ->
-          {_, predict} = Axon.build(model, mode: :train)
-
-          Nx.with_default_backend(backend, fn ->
-            {data, x} = on({state.data, x}, backend)
-            Nx.Defn.value_and_grad({data, x}, fn {data, x} -> loss.(predict, data, x) end)
-          end)
-        end
-
-        expected = grad.(model, Nx.BinaryBackend)
-        fast = Nitrox.Axon.accelerate(model)
-
-        for backend <- [Nx.BinaryBackend | backends()] do
-          {value, {data, x}} = grad.(fast, backend)
-          {plain_value, {plain_data, plain_x}} = expected
-          what = "the gradient of #{name} on #{inspect(backend)}"
-          assert_close({value, x}, {plain_value, plain_x}, 2.0e-4, what)
-          # A key is no float and has no gradient.
-          for {{path, a}, {path, b}} <- Enum.zip(floats(data), floats(plain_data)),
-              do: assert_close(a, b, 2.0e-4, "#{what} by #{path}")
-        end
-      end
-    end
-
-    defp floats(data, path \\ "") do
-      Enum.flat_map(Enum.sort(data), fn
-        {key, %Nx.Tensor{type: {:u, _}}} when is_binary(key) -> []
-        {key, %Nx.Tensor{} = t} -> [{path <> "." <> key, t}]
-        {key, nested} -> floats(nested, path <> "." <> key)
-      end)
-    end
-
-    test "trains in a loop of Axon, and the plain model takes what it learned" do
-      model =
-        input({nil, 6, 8})
-        |> Axon.lstm(8)
-        |> elem(0)
-        |> Axon.flatten()
-        |> Axon.dense(16, activation: :relu)
-        |> Axon.dropout(rate: 0.1)
-        |> Axon.dense(3, activation: :softmax)
-
-      x = random({8, 6, 8})
-      y = Nx.remainder(Nx.iota({8, 1}), 3) |> Nx.equal(Nx.iota({1, 3}))
-      fast = Nitrox.Axon.accelerate(model)
-      parent = self()
-
-      state =
-        fast
-        |> Axon.Loop.trainer(:categorical_cross_entropy, :adam, log: 0)
-        |> Axon.Loop.handle_event(:iteration_completed, fn state ->
-          send(parent, {:loss, Nx.to_number(state.step_state[:loss])})
-          {:continue, state}
-        end)
-        |> Axon.Loop.run(Stream.repeatedly(fn -> {x, y} end), ModelState.empty(),
-          epochs: 1,
-          iterations: 15
-        )
-
-      losses = for _ <- 1..15, do: assert_receive({:loss, loss}) && loss
-      assert List.last(losses) < hd(losses)
-      expected = predict(model, host_state(state), x, Nx.BinaryBackend)
-      assert_close(predict(fast, state, x, Nitrox.Backend), expected, 1.0e-5, "trained")
-    end
-
     defp host_state(state), do: update_in(state.data, &host/1)
 
     describe "pack/2" do
@@ -473,7 +248,7 @@ defmodule Nitrox.Axon.ModelTest do
         model = everything()
         fast = Nitrox.Axon.accelerate(model)
         x = random({2, 6, 8})
-        state = init_for(model, x)
+        state = init(model, x)
         expected = predict(model, state, x, Nx.BinaryBackend)
 
         for backend <- backends() do
@@ -509,21 +284,9 @@ defmodule Nitrox.Axon.ModelTest do
         assert_close(predict(fast, packed, x, Nx.BinaryBackend), expected, 1.0e-5, "elsewhere")
       end
 
-      test "is undone where a layer has to be Axon's own after all" do
-        for layer <- [&Axon.lstm/3, &Axon.gru/3] do
-          model = Axon.container(layer.(input(), 5, unroll: :static))
-          fast = Nitrox.Axon.accelerate(model)
-          x = random({2, 6, 8}) |> Nx.as_type(:f64)
-          state = update_in(init_for(model, x).data, &wide/1)
-          expected = predict(model, state, x, Nx.BinaryBackend)
-          got = predict(fast, Nitrox.Axon.pack(fast, state), x, Nx.BinaryBackend)
-          assert_close(got, expected, 1.0e-12, "packed and in f64")
-        end
-      end
-
       test "refuses what it can't pack" do
         model = input() |> Axon.lstm(8) |> elem(0)
-        state = init(model)
+        state = drawn(model)
         error = assert_raise Nitrox.Error, fn -> Nitrox.Axon.pack(model, state) end
         assert error.message =~ "accelerated" and error.hint =~ "accelerate/2"
         fast = Nitrox.Axon.accelerate(model)
