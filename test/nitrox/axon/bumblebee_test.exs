@@ -1,14 +1,15 @@
-defmodule Nitrox.Axon.BumblebeeTest do
-  # Models of Bumblebee, small and with parameters drawn by chance, accelerated against plain.
-  use ExUnit.Case, async: true
+# Bumblebee is not there for the compiler on every machine.
+if Code.ensure_loaded?(Bumblebee) do
+  defmodule Nitrox.Axon.BumblebeeTest do
+    # Models of Bumblebee, small and with parameters drawn by chance, accelerated against plain.
+    use ExUnit.Case, async: true
 
-  @moduletag :nx
-  @moduletag :axon
-  @moduletag :telemetry
-  @moduletag :bumblebee
-  @moduletag timeout: 300_000
+    @moduletag :nx
+    @moduletag :axon
+    @moduletag :telemetry
+    @moduletag :bumblebee
+    @moduletag timeout: 300_000
 
-  if Code.ensure_loaded?(Bumblebee) do
     import Nitrox.{TestModels, TestNumbers}
     alias Bumblebee.Text
 
@@ -391,7 +392,11 @@ defmodule Nitrox.Axon.BumblebeeTest do
         end
       end
     end
-  else
+  end
+else
+  defmodule Nitrox.Axon.BumblebeeTest do
+    use ExUnit.Case
+    @moduletag :bumblebee
     test "Bumblebee is missing", do: :ok
   end
 end

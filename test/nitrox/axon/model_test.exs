@@ -1,13 +1,14 @@
-defmodule Nitrox.Axon.ModelTest do
-  # What an accelerated model keeps: names, parameters, initial values, outputs, hooks; packing, options,
-  # and what is told of it.
-  use ExUnit.Case, async: true
+# Axon is not there for the compiler on every machine.
+if Code.ensure_loaded?(Axon) do
+  defmodule Nitrox.Axon.ModelTest do
+    # What an accelerated model keeps: names, parameters, initial values, outputs, hooks; packing, options,
+    # and what is told of it.
+    use ExUnit.Case, async: true
 
-  @moduletag :nx
-  @moduletag :axon
-  @moduletag :telemetry
+    @moduletag :nx
+    @moduletag :axon
+    @moduletag :telemetry
 
-  if Code.ensure_loaded?(Axon) do
     import Nitrox.{TestModels, TestNumbers}
     alias Axon.ModelState
 
@@ -377,7 +378,11 @@ defmodule Nitrox.Axon.ModelTest do
 
       assert to_string(Nitrox.Axon.explain(x)) =~ "no layers"
     end
-  else
+  end
+else
+  defmodule Nitrox.Axon.ModelTest do
+    use ExUnit.Case
+    @moduletag :axon
     test "Axon is missing", do: :ok
   end
 end
