@@ -235,20 +235,59 @@ if Code.ensure_loaded?(Bumblebee) do
 
         for backend <- [Nx.BinaryBackend | backends()] do
           {got, events} =
-            events([[:nitrox, :op, :run], [:nitrox, :axon, :fallback]], fn ->
-              run.(fast, backend, prompt)
-            end)
+            events(
+              [[:nitrox, :op, :run], [:nitrox, :axon, :fallback], [:nitrox, :tensor, :transfer]],
+              fn -> run.(fast, backend, prompt) end
+            )
 
           for {got, expected} <- Enum.zip(got, expected),
               do: assert_close(got, expected, @bound, "#{unquote(name)} on #{inspect(backend)}")
 
           assert [] == for({[_, :axon, :fallback], details} <- events, do: details)
+          assert [] == for({_, %{direction: :to_host}} = event <- events, do: event)
 
           if backend != Nx.BinaryBackend,
             do: assert(10 == Enum.count(events, &match?({_, %{op: :flash_attention}}, &1)))
         end
       end
     end
+
+    test "Bumblebee's own loop generates the same tokens" do
+      for {name, opts} <- [gpt2: [], llama: [], t5: [weights: :beside]] do
+        spec = spec(name)
+        model = Bumblebee.build_model(generating(spec))
+        fast = Nitrox.Axon.accelerate(model, opts)
+        config = %Text.GenerationConfig{max_new_tokens: 6, pad_token_id: 1, bos_token_id: 2}
+        config = %{config | eos_token_id: 49, decoder_start_token_id: if(name == :t5, do: 2)}
+        ids = ids({2, 5})
+        inputs = %{"input_ids" => ids, "attention_mask" => Nx.broadcast(1, {2, 5})}
+        decoder = if name == :t5, do: %{"decoder_input_ids" => ids({2, 1})}, else: %{}
+        state = state(model, Map.merge(inputs, decoder))
+        inputs = Map.put(inputs, "seed", Nx.tensor([1, 2]))
+
+        generate = fn model, backend ->
+          fun = Text.Generation.build_generate(model, generating(spec), config)
+
+          [state, inputs] =
+            for c <- [%{state | data: on(state.data, backend)}, on(inputs, backend)], do: c
+
+          Nx.with_default_backend(backend, fn -> Nx.Defn.jit_apply(fun, [state, inputs]) end)
+        end
+
+        expected = generate.(model, Nx.BinaryBackend)
+
+        for backend <- backends() do
+          {got, ops} = ops(fn -> generate.(fast, backend) end)
+          assert host(got.token_ids) == expected.token_ids, "#{name}"
+          # Each step, each layer, and T5's encoder and attention to it.
+          assert ops[:flash_attention] >= 12
+        end
+      end
+    end
+
+    # With a head, where the spec has none.
+    defp generating(%Text.T5{} = spec), do: %{spec | architecture: :for_conditional_generation}
+    defp generating(spec), do: spec
 
     test "rows that may attend to nothing are zeros here, and the others what they were" do
       model = Bumblebee.build_model(spec(:gpt2))
