@@ -178,6 +178,13 @@ if Code.ensure_loaded?(Axon) do
       end
     end
 
+    defp fused(:repeat, [x], opts, _op, %{times: times}) do
+      axis = Nx.axis_index(x, opts[:axis])
+      axes = Enum.reject(0..Nx.rank(x), &(&1 == axis + 1))
+      repeated = Nx.broadcast(x, Tuple.insert_at(x.shape, axis + 1, times), axes: axes)
+      {:ok, Nx.flatten(repeated, axes: [axis, axis + 1])}
+    end
+
     # Reverses what `Recurrent` reversed.
     defp fused(:reverse, inputs, opts, op, _) do
       result = plain(op, nil, inputs, opts)

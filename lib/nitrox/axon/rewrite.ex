@@ -67,6 +67,7 @@ if Code.ensure_loaded?(Axon) do
       case bumblebee(op) do
         "rms_norm" <> _ -> :rms_norm
         "attention_output" <> _ -> :attention
+        "-repeat_interleave/3" <> _ -> :repeat
         _ -> if parameters?(node), do: :other
       end
     end
@@ -141,6 +142,19 @@ if Code.ensure_loaded?(Axon) do
     end
 
     defp decide(:attention, node, state), do: attention(state, node)
+
+    # Keys and values for several heads, which Bumblebee repeats by more axes than kernels have.
+    defp decide(:repeat, node, state) do
+      case Function.info(node.op, :env) do
+        {:env, [times]} when is_integer(times) ->
+          if :attention in state.kinds,
+            do: put(state, node, %{kind: :repeat, times: times}),
+            else: state
+
+        _ ->
+          state
+      end
+    end
 
     defp decide(:block, node, state), do: block(state, node)
 
