@@ -43,13 +43,17 @@ if Code.ensure_loaded?(Axon) do
     end
 
     defp table(rows) do
-      width = rows |> Enum.map(&String.length(&1.layer)) |> Enum.max()
+      width = rows |> Enum.map(&String.length(label(&1))) |> Enum.max()
 
       for row <- rows do
         done = if row.op, do: [Enum.join(["Nitrox.#{row.op}" | row.with], " + ")], else: [row.why]
-        "  #{String.pad_trailing(row.layer, width)}  #{Enum.join(done ++ row.notes, "; ")}"
+        "  #{String.pad_trailing(label(row), width)}  #{Enum.join(done ++ row.notes, "; ")}"
       end
     end
+
+    # Bumblebee gives attention no name.
+    defp label(%{kind: :attention, layer: layer}), do: "#{layer} (attention)"
+    defp label(%{layer: layer}), do: layer
 
     defimpl String.Chars do
       def to_string(report), do: Nitrox.Axon.Report.text(report)

@@ -59,22 +59,29 @@ if Code.ensure_loaded?(Axon) do
     end
 
     defp kind(%{op: op}) when op in [:block, :layer_norm, :rms_norm, :dense, :dropout], do: op
-    defp kind(%{op_name: kind, args: [_, _, _ | _]}) when kind in @recurrent, do: kind
+    defp kind(%{op: op}) when op in @recurrent, do: op
     defp kind(%{op_name: :nx}), do: :nx
-    defp kind(%{op: :add}), do: :add
 
+    # Axon's layer where it has no bias.
     defp kind(%{op: op} = node) when is_function(op) do
-      case bumblebee(op) do
-        "rms_norm" <> _ -> :rms_norm
-        "attention_output" <> _ -> :attention
-        "-repeat_interleave/3" <> _ -> :repeat
-        _ -> if parameters?(node), do: :other
+      case Function.info(op, :module) do
+        {:module, Axon.Layers} -> if op == (&Axon.Layers.lstm/6), do: :lstm, else: other(node)
+        _ -> bumblebee_kind(node)
       end
     end
 
-    defp kind(node), do: if(parameters?(node), do: :other)
+    defp kind(node), do: other(node)
 
-    defp parameters?(node), do: Enum.any?(node.parameters, &(&1.kind == :parameter))
+    defp bumblebee_kind(node) do
+      case bumblebee(node.op) do
+        "rms_norm" <> _ -> :rms_norm
+        "attention_output" <> _ -> :attention
+        "-repeat_interleave/3" <> _ -> :repeat
+        _ -> other(node)
+      end
+    end
+
+    defp other(node), do: if(Enum.any?(node.parameters, &(&1.kind == :parameter)), do: :other)
 
     # The name of a function of Bumblebee's layers.
     defp bumblebee(op) when is_function(op) do
@@ -131,9 +138,6 @@ if Code.ensure_loaded?(Axon) do
           keep(state, node, :dense, why)
       end
     end
-
-    # A sum that a norm alone reads, and that no dense layer adds, is for the norm.
-    defp decide(:add, _node, state), do: state
 
     defp decide(:dropout, node, state) do
       if node.opts[:rate] == 0 and :dense in state.kinds,
@@ -288,7 +292,8 @@ if Code.ensure_loaded?(Axon) do
             {state, names, notes ++ more}
 
           :through ->
-            follow(state, dense, reader, done, names)
+            {state, all, notes} = follow(state, dense, reader, done, names)
+            {state, all, behind(reader, graph, all -- names) ++ notes}
         end
       else
         {:apart, reader, why} -> {state, names, ["#{graph.names[reader.id]} stays apart: #{why}"]}
@@ -296,6 +301,15 @@ if Code.ensure_loaded?(Axon) do
         :end -> {state, names, []}
       end
     end
+
+    # In training a dropout makes other values.
+    defp behind(%{opts: opts} = dropout, graph, [_ | _] = names) do
+      if opts[:rate] == 0,
+        do: [],
+        else: ["#{graph.names[dropout.id]} keeps #{Enum.join(names, ", ")} apart in training"]
+    end
+
+    defp behind(_, _, []), do: []
 
     defp sigmoid(name), do: "#{name} runs by itself in training, for the losses"
 

@@ -192,6 +192,21 @@ if Code.ensure_loaded?(Axon) do
       end
     end
 
+    test "the names of axes stay" do
+      x = input({2, 5, 8})
+      t = Nx.rename(random({2, 5, 8}), [:batch, :frames, :features])
+      dense = Axon.dense(x, 8, activation: :relu)
+
+      for model <- [dense, Axon.add(dense, x), Axon.layer_norm(x), Axon.rms_norm(x)] do
+        state = init(model, t)
+        expected = predict(model, state, t, Nx.BinaryBackend)
+        got = predict(Nitrox.Axon.accelerate(model), state, t, Nitrox.Backend)
+        assert Nx.names(got) == Nx.names(expected)
+        assert :frames in Nx.names(got)
+        assert_close(got, expected, @bound, "with names")
+      end
+    end
+
     test "a norm of a sum that others read gives both" do
       for norm <- [&Axon.layer_norm/1, &Axon.rms_norm/1], shape <- [{3, 8}, {2, 5, 7}] do
         x = input(shape)

@@ -362,7 +362,14 @@ if Code.ensure_loaded?(Axon) do
       assert by_name["dense_0"].notes == ["mish_0 stays apart: no kernel has mish"]
       assert [function] = by_name["dense_1"].notes
       assert function =~ "custom_0" and function =~ "a function of its own"
-      assert %{op: :dense, with: ["sigmoid_0", "add_0"], notes: [_]} = by_name["dense_2"]
+      assert %{op: :dense, with: ["sigmoid_0", "add_0"], notes: [note]} = by_name["dense_2"]
+      assert note =~ "in training, for the losses"
+
+      dropped =
+        x |> Axon.dense(8) |> Axon.dropout(rate: 0.5) |> Axon.add(x) |> Nitrox.Axon.explain()
+
+      assert [%{with: ["add_0"], notes: [note]}] = dropped.layers
+      assert note == "dropout_0 keeps add_0 apart in training"
       assert %{op: :layer_norm, with: ["add_1"]} = by_name["sum"]
       assert by_name["layer_norm_2"].why =~ "axis -2"
       assert by_name["batch_norm_0"].why == "no kind of accelerate/2 is for it"
