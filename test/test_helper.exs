@@ -49,7 +49,8 @@ missing =
         {:nx, has?.(:nx, Nx), "Nx is neither in deps nor on ERL_LIBS"},
         {:axon, has?.(:axon, Axon), "Axon is neither in deps nor on ERL_LIBS"},
         {:telemetry, has?.(:telemetry, :telemetry),
-         "telemetry is neither in deps nor on ERL_LIBS"}
+         "telemetry is neither in deps nor on ERL_LIBS"},
+        {:bumblebee, has?.(:bumblebee, Bumblebee), "Bumblebee is not on ERL_LIBS"}
       ],
       do: {tag, why}
 

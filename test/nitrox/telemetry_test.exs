@@ -9,6 +9,7 @@ defmodule Nitrox.TelemetryTest do
     [:nitrox, :op, :run],
     [:nitrox, :op, :fallback],
     [:nitrox, :fallback],
+    [:nitrox, :axon, :fallback],
     [:nitrox, :program, :compile],
     [:nitrox, :program, :run],
     [:nitrox, :session, :step],
