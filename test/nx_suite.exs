@@ -2,8 +2,9 @@
 #
 #   NITROX_NX=../nx/nx make test-nx
 #
-# NITROX_DEVICE=cuda:0 runs them on a GPU, and arguments name single files. What is left out tests
-# Nx's own backend, its compiler or its processes, and runs no op of ours.
+# NITROX_DEVICE=cuda:0 runs them on a GPU, NITROX_NX_COMPILER=1 has Nitrox.Compiler compile what they
+# do not give to a compiler themselves, and arguments name single files. What is left out tests Nx's
+# own backend, its compiler or its processes, and runs no op of ours.
 
 checkout =
   System.get_env("NITROX_NX") ||
@@ -114,6 +115,7 @@ defmodule Nitrox.NxSuite do
 end
 
 {:ok, _} = Application.ensure_all_started(:nx)
+{:ok, _} = Application.ensure_all_started(:nitrox)
 Application.put_env(:nitrox, :add_backend_on_inspect, false)
 Nitrox.NxSuite.start()
 # Its tests name themselves, and read their fixtures, from there.
@@ -133,6 +135,10 @@ files =
 Enum.each(files, &Nitrox.NxSuite.load/1)
 # Not before: tensors in module attributes are written into the code.
 Nx.global_default_backend({Nitrox.Backend, device: device})
+
+if System.get_env("NITROX_NX_COMPILER") == "1",
+  do: Nx.Defn.global_default_options(compiler: Nitrox.Compiler)
+
 %{failures: failures} = ExUnit.run()
 IO.puts("#{Nitrox.NxSuite.close()} comparisons were only equal within 2 ulp")
 if failures > 0, do: System.halt(1)

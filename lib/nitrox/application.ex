@@ -7,7 +7,11 @@ defmodule Nitrox.Application do
   @impl true
   def start(_type, _args) do
     Telemetry.setup()
-    children = if Telemetry.on?(), do: [Telemetry.Relay], else: []
-    Supervisor.start_link(children, strategy: :one_for_one, name: Nitrox.Supervisor)
+    relay = if Telemetry.on?(), do: [Telemetry.Relay], else: []
+
+    Supervisor.start_link([Nitrox.Nx.Cache | relay],
+      strategy: :one_for_one,
+      name: Nitrox.Supervisor
+    )
   end
 end
