@@ -78,16 +78,34 @@ if Code.ensure_loaded?(Nx.Tensor) do
     @impl true
     def __jit__(key, vars, fun, args_list, opts) do
       options = options!(opts)
-      inputs = Enum.map(vars, &template/1)
-      names = options.hooks |> Map.keys() |> Enum.sort()
+      compile = fn -> compile(vars, fun, options) end
 
       compiled =
-        Cache.fetch({key, inputs, options.device, options.instances, names}, fn ->
-          compile(vars, fun, options)
-        end)
+        if expression?(key) do
+          compile.()
+        else
+          inputs = Enum.map(vars, &template/1)
+          names = options.hooks |> Map.keys() |> Enum.sort()
+          Cache.fetch({key, inputs, options.device, options.instances, names}, compile)
+        end
 
       Enum.map(args_list, &run(compiled, &1, options))
     end
+
+    # Whether a function has an expression with it, as those of Nx.Defn.Graph do. Its parts are shared,
+    # and to compare it as a term may take forever; nor would the same one come again.
+    defp expression?(%Nx.Defn.Expr{}), do: true
+    defp expression?(%T{data: data}), do: is_struct(data, Nx.Defn.Expr)
+    defp expression?([head | tail]), do: expression?(head) or expression?(tail)
+    defp expression?(tuple) when is_tuple(tuple), do: tuple |> Tuple.to_list() |> expression?()
+    defp expression?(map) when is_map(map), do: map |> :maps.to_list() |> expression?()
+
+    defp expression?(fun) when is_function(fun) do
+      {:env, env} = Function.info(fun, :env)
+      expression?(env)
+    end
+
+    defp expression?(_), do: false
 
     @impl true
     def __compile__(_key, vars, fun, opts) do

@@ -174,7 +174,7 @@ if Code.ensure_loaded?(Nx.Tensor) do
 
       if called? do
         why = "it calls a function of the caller's"
-        work = {:io_call, callback, Nx.to_template(template)}
+        work = {:io_call, callback, Step.container(template)}
         step = %Step{name: :io_call, why: why, inputs: tensors, work: work, effect?: true}
         {_, scopes} = record(step, [], scopes, context)
         {result, scopes}
@@ -186,7 +186,7 @@ if Code.ensure_loaded?(Nx.Tensor) do
     defp apply_op(:runtime_call, [expr, function, template, options], _, scopes, context) do
       {tensors, scopes} = eval_leaves(expr, scopes, context)
       why = "it calls a function of the caller's"
-      work = {:runtime_call, function, Nx.to_template(expr), template, options}
+      work = {:runtime_call, function, Step.container(expr), template, options}
       step = %Step{name: :runtime_call, why: why, inputs: tensors, work: work, effect?: true}
       outs = [template] |> Composite.flatten_list() |> Enum.map(&Nx.devectorize/1)
       {tensors, scopes} = record(step, outs, scopes, context)

@@ -128,6 +128,11 @@ if Code.ensure_loaded?(Nx.Tensor) do
     defp tensors(step, data), do: Enum.zip_with(step.inputs, data, &put/2)
     defp put(template, data), do: %{template | data: data}
 
+    @doc "What a function of the caller's gets, as a container of templates. It knows no vectors."
+    def container(expr) do
+      Composite.traverse(expr, &(&1 |> Nx.to_tensor() |> Nx.to_template() |> Nx.devectorize()))
+    end
+
     @doc "A container of templates with the data given, leaf by leaf."
     def rebuild(container, data) do
       {container, []} =
