@@ -72,8 +72,16 @@ if Code.ensure_loaded?(Nx.Tensor) do
     alias Nx.Defn.Composite
     alias Nx.Tensor, as: T
 
-    # Nx.Serving adds the keys of its batches.
-    @known [:device, :devices, :max_concurrency, :batch_keys, instances: 1, hooks: %{}]
+    # Nx.Serving leaves the compiler's name among them, and adds the keys of its batches.
+    @known [
+      :device,
+      :devices,
+      :max_concurrency,
+      :compiler,
+      :batch_keys,
+      instances: 1,
+      hooks: %{}
+    ]
 
     @impl true
     def __jit__(key, vars, fun, args_list, opts) do
@@ -146,7 +154,6 @@ if Code.ensure_loaded?(Nx.Tensor) do
     """
     @spec explain(function(), [term()], keyword()) :: map()
     def explain(fun, args, opts \\ []) when is_function(fun) and is_list(args) do
-      opts = Keyword.delete(opts, :compiler)
       options = options!(opts)
       {plan, _} = fun |> Nx.Defn.debug_expr_apply(args) |> lower(options)
       {programs, steps} = Plan.contents(plan)
