@@ -9,29 +9,35 @@ if Code.ensure_loaded?(Nx.Tensor) do
 
     alias Nitrox.Backend, as: B
     alias Nitrox.{Error, Value}
-    alias Nitrox.Nx.{Blocks, Data, Plan, Step, Transfer}
+    alias Nitrox.Nx.{Blocks, Data, Places, Plan, Step, Transfer}
     alias Nx.Defn.{Composite, Expr, Tree}
     alias Nx.Tensor, as: T
 
     defmodule Scope do
       @moduledoc false
-      # `ids` are the nodes that belong to it or to a scope around it, `cache` what was made of them,
-      # `params` the tensors that parameters stand for, or where they come from. Of what a branch
-      # takes from around it, `taken` has the tensor within by the value outside, and `outer` the
-      # tensors outside, the latest first. `effects` are nodes that must not be lost, the latest first.
-      defstruct [:ids, :params, cache: %{}, taken: %{}, outer: [], effects: []]
+      # `depth` says in how many branches it is, `places` in how many each node is to be, and `cache`
+      # what was made of them. `params` are the tensors that parameters stand for, or where they come
+      # from. Of what a branch takes from around it, `taken` has the value within by the one outside,
+      # and `outer` the tensors outside, the latest first. `effects` are nodes that must not be lost,
+      # the latest first.
+      defstruct [:places, :params, depth: 0, cache: %{}, taken: %{}, outer: [], effects: []]
     end
 
     @callbacks Keyword.keys(Nx.Backend.behaviour_info(:callbacks))
     @created [:eye, :iota]
-    @control [:while, :cond, :io_call, :runtime_call]
+
+    # Of a loop that is unrolled: the most nodes of all rounds together, the most rounds, and how many
+    # times less a loop in it may take.
+    @nodes 4096
+    @rounds 32
+    @inner 8
 
     @doc """
     The plan of an expression, a list of its leaves. `options` has the device, the number of instances
     and the names of the hooks that will be given.
     """
     def plan(leaves, %{device: device} = options) do
-      context = Map.put(options, :device, {:traced, device})
+      context = Map.merge(options, %{device: {:traced, device}, unroll: @nodes})
 
       # What Nx itself creates on the way, in a block's default body, say.
       Nx.with_default_backend({B, device: context.device}, fn ->
@@ -43,8 +49,7 @@ if Code.ensure_loaded?(Nx.Tensor) do
     defp build(outputs, scope, context),
       do: Plan.build(outputs, Enum.reverse(scope.effects), context.device, context.instances)
 
-    defp scope(exprs, params), do: %Scope{ids: ids(exprs, %{}), params: params}
-    defp ids(exprs, known), do: exprs |> List.to_tuple() |> Tree.scope_ids(known)
+    defp scope(exprs, params), do: %Scope{places: Places.depths(exprs), params: params}
 
     # ── Nodes ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -65,7 +70,7 @@ if Code.ensure_loaded?(Nx.Tensor) do
 
         %{} ->
           {result, [scope | outer]} =
-            if outer != [] and (op == :parameter or is_map_key(hd(outer).ids, id)) do
+            if outer != [] and (op == :parameter or scope.places[id] < scope.depth) do
               {result, outer} = eval(t, outer, context)
               {result, scope} = take(result, scope, context)
               {result, [scope | outer]}
@@ -152,15 +157,18 @@ if Code.ensure_loaded?(Nx.Tensor) do
 
     defp apply_op(:while, [initial, _, condition, body], _, scopes, context) do
       {initial, scopes} = eval_leaves(initial, scopes, context)
-      {first, scopes} = closed(condition, initial, scopes, context)
+      nodes = map_size(Places.depths([condition | leaves(body)]))
+      rounds = min(div(context.unroll, nodes), @rounds)
+      inner = %{context | unroll: div(context.unroll, @inner)}
 
-      if Data.present(first) && Nx.to_number(first) == 0,
-        do: {result(initial, body), scopes},
-        else: while(first, initial, condition, body, scopes, context)
+      with :error <- unroll(initial, condition, body, rounds, scopes, inner) do
+        {first, scopes} = closed(condition, initial, scopes, context)
+        while(first, initial, condition, body, scopes, context)
+      end
     end
 
-    defp apply_op(:cond, [clauses, last], t, scopes, context),
-      do: choose(clauses, last, [], t, scopes, context)
+    defp apply_op(:cond, [clauses, last], t, [scope | _] = scopes, context),
+      do: choose(clauses, last, scope.places[t.data.id] + 1, t, scopes, context)
 
     defp apply_op(:io_call, [expr, callback, template, _], _, scopes, context) do
       {tensors, scopes} = eval_leaves(expr, scopes, context)
@@ -241,6 +249,27 @@ if Code.ensure_loaded?(Nx.Tensor) do
 
     # ── Loops ─────────────────────────────────────────────────────────────────────────────────────
 
+    # The rounds one after the other, where each condition is known by now, or `:error`.
+    defp unroll(variables, condition, body, left, scopes, context) do
+      {condition?, scopes} = closed(condition, variables, scopes, context)
+
+      case Data.present(condition?) && Nx.to_number(condition?) do
+        nil ->
+          :error
+
+        number when number == 0 ->
+          {result(variables, body), scopes}
+
+        _ when left == 0 ->
+          :error
+
+        _ ->
+          {next, scopes} = closed(body, variables, scopes, context)
+          next = if is_tuple(next), do: Tuple.to_list(next), else: [next]
+          unroll(next, condition, body, left - 1, scopes, context)
+      end
+    end
+
     # One plan makes the variables of the next round and says whether there is one.
     defp while(first, initial, condition, body, scopes, context) do
       parameters = Enum.with_index(initial, &input(&1, &2, context))
@@ -264,80 +293,41 @@ if Code.ensure_loaded?(Nx.Tensor) do
 
     # ── Branches ──────────────────────────────────────────────────────────────────────────────────
 
-    # `taken` are the conditions so far, each with its branch, the latest first.
-    defp choose([], last, taken, t, scopes, context), do: last(last, taken, t, scopes, context)
+    # `depth` is that of the branches of the first clause.
+    defp choose([], last, _, _, scopes, context), do: eval_composite(last, scopes, context)
 
-    defp choose([{condition, body} | rest] = clauses, last, taken, t, scopes, context) do
-      if taken != [] and control?(condition, scopes) do
-        # It is not to be asked before the others have said no.
-        exprs = Enum.flat_map(clauses, fn {c, b} -> [c | leaves(b)] end) ++ leaves(last)
+    defp choose([{condition, body} | rest], last, depth, t, scopes, context) do
+      {condition, scopes} = eval(condition, scopes, context)
 
-        {branch, scopes} =
-          branch(&choose(clauses, last, [], t, &1, context), exprs, scopes, context)
+      case Data.present(condition) && Nx.to_number(condition) do
+        nil ->
+          {yes, scopes} = branch(&eval_composite(body, &1, context), depth, scopes, context)
+          rest = &choose(rest, last, depth + 1, t, &1, context)
+          {no, scopes} = branch(rest, depth, scopes, context)
+          decide(condition, yes, no, t, scopes, context)
 
-        decide([branch | taken], t, scopes, context)
-      else
-        {condition, scopes} = eval(condition, scopes, context)
+        number when number == 0 ->
+          choose(rest, last, depth + 1, t, scopes, context)
 
-        case Data.present(condition) && Nx.to_number(condition) do
-          nil ->
-            {branch, scopes} = branch(body, scopes, context)
-            choose(rest, last, [{condition, branch} | taken], t, scopes, context)
-
-          number when number == 0 ->
-            choose(rest, last, taken, t, scopes, context)
-
-          _ ->
-            last(body, taken, t, scopes, context)
-        end
+        _ ->
+          eval_composite(body, scopes, context)
       end
     end
 
-    defp last(body, [], _, scopes, context), do: eval_composite(body, scopes, context)
-
-    defp last(body, taken, t, scopes, context) do
-      {branch, scopes} = branch(body, scopes, context)
-      decide([branch | taken], t, scopes, context)
-    end
-
-    # Whether a condition has loops, branches or calls of its own that are not made yet.
-    defp control?(condition, [scope | _]) do
-      condition
-      |> Tree.scope_ids()
-      |> Enum.any?(fn {id, op} -> op in @control and not is_map_key(scope.cache, id) end)
-    end
-
-    defp branch(body, scopes, context) do
-      exprs = leaves(body)
-      branch(&eval_all(exprs, &1, context), exprs, scopes, context)
-    end
-
-    # A plan, what it takes from around it, and what it gives.
-    defp branch(eval, exprs, [around | _] = scopes, context) do
-      inner = %Scope{ids: ids(exprs, around.ids)}
-      {results, [inner | scopes]} = eval.([inner | scopes])
-      outputs = if is_tuple(results), do: Tuple.to_list(results), else: List.wrap(results)
+    # A plan, the tensors that it takes from around it, and those that it gives.
+    defp branch(eval, depth, [%{places: places} | _] = scopes, context) do
+      {result, [inner | scopes]} = eval.([%Scope{places: places, depth: depth} | scopes])
+      outputs = if is_tuple(result), do: Tuple.to_list(result), else: [result]
       {{build(outputs, inner, context), Enum.reverse(inner.outer), outputs}, scopes}
     end
 
-    defp decide([last | taken], t, scopes, context) do
-      {conditions, branches} = taken |> Enum.reverse() |> Enum.unzip()
-      branches = branches ++ [last]
-
-      {branches, {taken, _}} =
-        Enum.map_reduce(branches, {[], 0}, fn {plan, outer, _}, {taken, at} ->
-          size = length(outer)
-          {{plan, at..(at + size - 1)//1}, {taken ++ outer, at + size}}
-        end)
-
-      {_, _, outputs} = last
-
+    defp decide(condition, {yes, yes_takes, outputs}, {no, no_takes, _}, t, scopes, context) do
       step = %Step{
         name: :cond,
         why: "its condition is read",
-        inputs: conditions ++ taken,
-        work: {:cond, branches},
-        effect?: Enum.any?(branches, fn {plan, _} -> plan.effect? end)
+        inputs: [condition | yes_takes ++ no_takes],
+        work: {:cond, yes, no, length(yes_takes)},
+        effect?: yes.effect? or no.effect?
       }
 
       {tensors, scopes} = record(step, outputs, scopes, context)

@@ -93,9 +93,14 @@ if Code.ensure_loaded?(Nx.Tensor) do
           [%T{} = condition | _] = step.inputs
           while(body, condition, data, context)
 
-        {:cond, branches} ->
-          {conditions, data} = Enum.split(data, length(branches) - 1)
-          branch(branches, Enum.zip_with(step.inputs, conditions, &put/2), data, context)
+        {:cond, yes, no, count} ->
+          [%T{} = condition | _] = step.inputs
+          [chosen | data] = data
+          {for_yes, for_no} = Enum.split(data, count)
+
+          if Nx.to_number(put(condition, chosen)) != 0,
+            do: Plan.run(yes, for_yes, context),
+            else: Plan.run(no, for_no, context)
 
         {:io_call, callback, container} ->
           function =
@@ -152,22 +157,9 @@ if Code.ensure_loaded?(Nx.Tensor) do
       end
     end
 
-    # Of each branch the place of what it takes among the data behind the conditions.
-    defp branch([{plan, range} | branches], conditions, data, context) do
-      case conditions do
-        [condition | rest] ->
-          if Nx.to_number(condition) == 0,
-            do: branch(branches, rest, data, context),
-            else: Plan.run(plan, Enum.slice(data, range), context)
-
-        [] ->
-          Plan.run(plan, Enum.slice(data, range), context)
-      end
-    end
-
     @doc "The plans within a step."
     def plans(%__MODULE__{work: {:while, body}}), do: [body]
-    def plans(%__MODULE__{work: {:cond, branches}}), do: Enum.map(branches, &elem(&1, 0))
+    def plans(%__MODULE__{work: {:cond, yes, no, _}}), do: [yes, no]
     def plans(_), do: []
   end
 end

@@ -24,22 +24,32 @@ defmodule Nitrox.CompilerTest do
       end
 
       # A loop in a loop, and a branch in it.
-      defn nested(x) do
-        {_, x} =
-          while {i = 0, x}, i < 3 do
+      defn nested(x, n) do
+        {_, x, _} =
+          while {i = 0, x, n}, i < n do
             {_, x} =
               while {j = 0, x}, j < 2 do
                 x = if Nx.sum(x) > 20, do: x - 5, else: x + j + 1
                 {j + 1, x}
               end
 
-            {i + 1, x * 1.5}
+            {i + 1, x * 1.5, n}
           end
 
         x
       end
 
       defn(powers(x), do: while(x, i <- 1..4, do: x * i - 1))
+
+      defn rounds(x, opts \\ []) do
+        {_, x} =
+          while {i = 0, x}, i < opts[:to] do
+            {i + 1, x * 0.5 + i}
+          end
+
+        x
+      end
+
       defn(never(x), do: while(x, Nx.greater(Nx.sum(x), 1.0e9), do: x + 1))
 
       defn branch(x) do
@@ -361,7 +371,7 @@ defmodule Nitrox.CompilerTest do
 
     test "loops" do
       for n <- [0, 1, 7], do: same!(&Functions.double_up/2, [t([1.0, 2.0]), n])
-      same!(&Functions.nested/1, [t([1.0, 2.0, 3.0])])
+      same!(&Functions.nested/2, [t([1.0, 2.0, 3.0]), 3])
       same!(&Functions.powers/1, [t([1.0, 2.0])])
       same!(&Functions.never/1, [t([1.0, 2.0])])
     end
@@ -376,6 +386,17 @@ defmodule Nitrox.CompilerTest do
         assert events[[:program, :run]] == 7
         refute is_map_key(events, [:op, :run])
       end
+    end
+
+    test "a loop of few rounds that are known is unrolled" do
+      explain = &Nitrox.Compiler.explain(&1, [Nx.template({2}, :f32)], device: :cpu)
+      assert %{programs: 1, host: []} = explain.(&Functions.powers/1)
+      assert %{programs: 1, host: []} = explain.(&Functions.rounds(&1, to: 32))
+      assert %{programs: 1, host: [%{op: :while}]} = explain.(&Functions.rounds(&1, to: 33))
+      for n <- [0, 1, 32, 33], do: same!(&Functions.rounds(&1, to: n), [t([1.0, 2.0])])
+      key = Nx.Random.key(1) |> Nx.to_template()
+      random = Nitrox.Compiler.explain(&Nx.Random.normal_split(&1, 0.0, 1.0, shape: {8}), [key])
+      assert %{programs: 1, host: []} = random
     end
 
     test "branches" do
@@ -689,8 +710,8 @@ defmodule Nitrox.CompilerTest do
       one = explain.(&Nx.exp(Nx.add(&1, 1)), [Nx.template({3}, :f32)])
       assert %{device: :cpu, programs: 1, steps: 2, kernels: 0, host: []} = one
       assert one.arena_bytes > 0
-      looped = explain.(&Functions.nested/1, [Nx.template({3}, :f32)])
-      assert Enum.map(looped.host, & &1.op) == [:while, :while, :cond]
+      looped = explain.(&Functions.nested/2, [Nx.template({3}, :f32), 3])
+      assert Enum.map(looped.host, & &1.op) == [:while, :cond, :cond]
       assert Enum.all?(looped.host, &is_binary(&1.why))
       assert Nitrox.Nx.Cache.size() == 0
     end
