@@ -334,7 +334,16 @@ defmodule Nitrox.Program do
   # The nodes that outputs and states depend on, each after those it reads, and the parameters. Of
   # what is before the values of `sources` nothing is asked.
   defp graph(inputs, outputs, next_state, sources) do
-    trace = %{nodes: [], count: 0, seen: %{}, parameters: [], known: %{}, sources: sources}
+    trace = %{
+      nodes: [],
+      count: 0,
+      seen: %{},
+      equal: %{},
+      parameters: [],
+      known: %{},
+      sources: sources
+    }
+
     {outputs, trace} = Enum.map_reduce(outputs, trace, &reference/2)
     {next_state, trace} = Enum.map_reduce(next_state, trace, &reference/2)
 
@@ -384,10 +393,21 @@ defmodule Nitrox.Program do
 
       _ ->
         {inputs, trace} = Enum.map_reduce(inputs, trace, &reference/2)
-        n = trace.count
         node = %{op: Op.wire(op), inputs: inputs}
-        seen = Map.put(trace.seen, id, n)
-        {n, %{trace | nodes: [node | trace.nodes], count: n + 1, seen: seen}}
+        {n, trace} = number(node, trace)
+        {n, %{trace | seen: Map.put(trace.seen, id, n)}}
+    end
+  end
+
+  # The same op on the same values is computed once.
+  defp number(node, %{equal: equal, count: count} = trace) do
+    case equal do
+      %{^node => n} ->
+        {n, trace}
+
+      _ ->
+        equal = Map.put(equal, node, count)
+        {count, %{trace | nodes: [node | trace.nodes], count: count + 1, equal: equal}}
     end
   end
 

@@ -41,17 +41,20 @@ if Code.ensure_loaded?(Nx.Tensor) do
 
     | in the function | what happens |
     |---|---|
-    | `while` | one program is a round: the body and the next condition. The condition is read after each |
-    | `cond` | each branch is a program of its own. The conditions are read, and one branch is run |
+    | `while` | a round is one program: the body and the next condition, which is then read |
+    | `cond` | its condition is read, and the program of one branch is run. Later conditions are in the branch of those that say no |
     | `Nx.io_call/2`, `print_value` | its tensor is one more result of the program; the function is called after it. This alone splits nothing |
     | `Nx.runtime_call/4` | called between two programs |
     | what goes through the host in `Nitrox.Backend` | as there, with its event `[:nitrox, :fallback]` |
 
-    Everything else that can run runs in the first program. Conditions that are known when the function
-    is compiled cost nothing: the branch is taken then. `explain/3` tells what a function became.
+    A `while` is unrolled where its conditions are known when the function is compiled, such as those of
+    `while x, i <- 0..4`, up to 32 rounds of together 4,096 nodes. A `cond` whose condition is known then
+    is the branch that it chooses. Everything else that can run runs in the first program. `explain/3`
+    tells what a function became.
 
     A function of the caller's gets its tensors on the device, and runs in the process of the call.
-    Where several functions are called, one that another's tensor depends on comes first.
+    Where several functions are called, one that another's tensor depends on comes first. What is read
+    in branches of two `cond`s is computed ahead of both, and functions in it are called then.
 
     ## What is kept
 

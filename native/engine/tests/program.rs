@@ -663,8 +663,15 @@ fn large_tensors() {
             let sum: Vec<f32> = a.iter().zip(&b).map(|(x, y)| x + y).collect();
             let negative: Vec<f32> = sum.iter().map(|x| -x).collect();
             let half = negative[32 * 64..].to_vec();
-            let expected =
-                [sum.clone(), b.clone(), sum.clone(), negative, sum.clone(), sum[32 * 64..].to_vec(), half];
+            let expected = [
+                sum.clone(),
+                b.clone(),
+                sum.clone(),
+                negative,
+                sum.clone(),
+                sum[32 * 64..].to_vec(),
+                half,
+            ];
             for (output, expected) in outputs.iter().zip(&expected) {
                 assert_eq!(&values(output), expected);
             }
