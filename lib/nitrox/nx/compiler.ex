@@ -33,7 +33,8 @@ if Code.ensure_loaded?(Nx.Tensor) do
 
     Tensors that the expression holds become parameters of the program, on the device from then on.
     What depends on those alone, such as a table made of `Nx.iota/2`, is computed when the function is
-    compiled. A tensor given to `defn` by closure has to be one of `Nx.BinaryBackend`, as Nx has it.
+    compiled. A tensor given to `defn` by closure has to be one of `Nx.BinaryBackend`, as Nx has it; with
+    `Nx.Defn.compile/3` that is the way to parameters that no call has to bring along.
 
     ## What one program can't hold
 

@@ -70,6 +70,22 @@ defmodule Nitrox.CompilerTest do
       for device <- devices(), do: assert(compiled(fn _ -> {} end, device).(t(1)) == {})
     end
 
+    test "tensors by closure are parameters, and what depends on them alone is computed once" do
+      w = Nx.iota({4, 3}, type: :f32, backend: Nx.BinaryBackend)
+      fun = fn x -> Nx.dot(x, Nx.transpose(Nx.exp(Nx.multiply(w, 0.1)))) end
+      same!(fun, [Nx.iota({2, 3}, type: :f32, backend: Nx.BinaryBackend)])
+
+      for device <- devices() do
+        template = Nx.template({2, 3}, :f32)
+        assert %{steps: 1} = explained = Nitrox.Compiler.explain(fun, [template], device: device)
+        assert explained.parameter_bytes == 48
+        compiled = Nx.Defn.compile(fun, [template], compiler: Nitrox.Compiler, device: device)
+        x = on(Nx.iota({2, 3}, type: :f32, backend: Nx.BinaryBackend), device)
+        {_, events} = counted(fn -> compiled.(x) end)
+        assert events == %{[:program, :run] => 1}
+      end
+    end
+
     test "giving an output up leaves the program what it holds" do
       for device <- devices() do
         fun = compiled(fn x -> {Nx.tensor([1, 2, 3]), Nx.add(x, 1)} end, device)
