@@ -31,8 +31,11 @@ defmodule Nitrox.Nx.Cache do
 
   defp lookup(key) do
     case :ets.lookup(__MODULE__, key) do
-      [{_, value, _}] ->
-        :ets.update_element(__MODULE__, key, {3, System.monotonic_time()})
+      [{_, value, used}] ->
+        # Not for the one that was used last: to find a large key again takes its time.
+        if used != :counters.get(uses(), 1),
+          do: :ets.update_element(__MODULE__, key, {3, next_use()})
+
         {:ok, value}
 
       [] ->
@@ -40,6 +43,14 @@ defmodule Nitrox.Nx.Cache do
     end
   rescue
     ArgumentError -> not_started!()
+  end
+
+  # The uses are numbered. Two at once may get one number, which does no harm.
+  defp uses, do: :persistent_term.get(__MODULE__)
+
+  defp next_use do
+    :counters.add(uses(), 1, 1)
+    :counters.get(uses(), 1)
   end
 
   defp claim(key, build) do
@@ -76,6 +87,7 @@ defmodule Nitrox.Nx.Cache do
   @impl true
   def init(nil) do
     :ets.new(__MODULE__, [:named_table, :public, read_concurrency: true, write_concurrency: true])
+    :persistent_term.put(__MODULE__, :counters.new(1, []))
     {:ok, %{}}
   end
 
@@ -93,7 +105,7 @@ defmodule Nitrox.Nx.Cache do
   end
 
   def handle_call({:keep, key, value}, _, building) do
-    :ets.insert(__MODULE__, {key, value, System.monotonic_time()})
+    :ets.insert(__MODULE__, {key, value, next_use()})
     limit = Application.get_env(:nitrox, :compiler_cache, @limit)
     if size() > limit, do: drop_oldest(size() - limit)
     {{_, monitor, waiting}, building} = Map.pop(building, key)

@@ -106,11 +106,11 @@ if Code.ensure_loaded?(Nx.Tensor) do
 
     # Whether a function has an expression with it, as those of Nx.Defn.Graph do. Its parts are shared,
     # and to compare it as a term may take forever; nor would the same one come again.
-    defp expression?(%Nx.Defn.Expr{}), do: true
     defp expression?(%T{data: data}), do: is_struct(data, Nx.Defn.Expr)
     defp expression?([head | tail]), do: expression?(head) or expression?(tail)
     defp expression?(tuple) when is_tuple(tuple), do: tuple |> Tuple.to_list() |> expression?()
-    defp expression?(map) when is_map(map), do: map |> :maps.to_list() |> expression?()
+    defp expression?(%Nx.Defn.Expr{}), do: true
+    defp expression?(map) when is_map(map), do: map |> :maps.values() |> expression?()
 
     defp expression?(fun) when is_function(fun) do
       {:env, env} = Function.info(fun, :env)
