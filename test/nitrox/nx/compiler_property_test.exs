@@ -5,9 +5,9 @@ defmodule Nitrox.CompilerPropertyTest do
   use ExUnit.Case, async: true
   @moduletag :nx
 
-  @rounds 200
-
   if Code.ensure_loaded?(Nx) do
+    @rounds 200
+
     defmodule Control do
       # `while` and `if` around functions that are drawn.
       import Nx.Defn
