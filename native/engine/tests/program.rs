@@ -624,7 +624,7 @@ fn large_tensors() {
         });
         let graph = Graph {
             nodes: vec![
-                binary(BinaryKind::Add, Ref::Input(0), Ref::Input(1)),
+                binary(BinaryKind::Add, Input(0), Input(1)),
                 unary(UnaryKind::Negate, Ref::Node(0, 0)),
                 node(flat, &[Ref::Node(0, 0)]),
                 Node { op: half, inputs: vec![Some(Ref::Node(1, 0)), None] },
@@ -633,7 +633,7 @@ fn large_tensors() {
             inputs: vec![f32s(&shape), f32s(&shape)],
             outputs: vec![
                 Ref::Node(0, 0),
-                Ref::Input(1),
+                Input(1),
                 Ref::Node(2, 0),
                 Ref::Node(1, 0),
                 Ref::Node(0, 0),

@@ -40,7 +40,29 @@ if Code.ensure_loaded?(Nx) do
       end
     end
 
-    test "those used last are kept, and memory of the others comes back" do
+    test "memory comes back when programs are no longer kept" do
+      in_use = fn device ->
+        :erlang.garbage_collect()
+        Nitrox.memory_stats(device).in_use
+      end
+
+      for device <- devices() do
+        before = in_use.(device)
+        # A table of 4 MB.
+        fun =
+          compiled(
+            fn x -> Nx.add(x, Nx.sum(Nx.add(Nx.iota({1024, 1024}), x), axes: [0])) end,
+            device
+          )
+
+        Nx.backend_deallocate(fun.(t(1)))
+        assert in_use.(device) - before > 4_000_000
+        Nitrox.Compiler.clear()
+        assert in_use.(device) - before < 1_000_000
+      end
+    end
+
+    test "those used last are kept" do
       Application.put_env(:nitrox, :compiler_cache, 3)
       on_exit(fn -> Application.delete_env(:nitrox, :compiler_cache) end)
       fun = compiled(&Nx.sum/1, :cpu)
