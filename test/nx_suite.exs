@@ -2,8 +2,9 @@
 #
 #   NITROX_NX=../nx/nx make test-nx
 #
-# NITROX_DEVICE=cuda:0 runs them on a GPU, and arguments name single files. What is left out tests
-# Nx's own backend, its compiler or its processes, and runs no op of ours.
+# NITROX_DEVICE=cuda:0 runs them on a GPU, NITROX_NX_COMPILER=1 has Nitrox.Compiler compile what they
+# give to Nx.Defn.Evaluator or to no compiler, and arguments name single files. What is left out tests Nx's
+# own backend, its compiler or its processes, and runs no op of ours.
 
 checkout =
   System.get_env("NITROX_NX") ||
@@ -30,6 +31,8 @@ defmodule Nitrox.NxSuite do
   def load(file) do
     file
     |> File.read!()
+    |> String.split("\n")
+    |> Enum.map_join("\n", &compiler/1)
     |> Code.string_to_quoted!(file: file, columns: true)
     |> Macro.postwalk(fn
       {assertion, meta, [{operator, meta2, [a, b]} | rest]}
@@ -51,6 +54,18 @@ defmodule Nitrox.NxSuite do
     end)
     |> Code.compile_quoted(file)
   end
+
+  @compiler? System.get_env("NITROX_NX_COMPILER") == "1"
+  def compiler?, do: @compiler?
+
+  # A line that names Nx's own compiler, with ours in its place.
+  defp compiler(line) do
+    if @compiler? and not (line =~ ~r/^\s*(alias|doctest) /),
+      do: String.replace(line, ~r/(Nx\.Defn\.)?\bEvaluator\b/, "Nitrox.Compiler"),
+      else: line
+  end
+
+  def compiled(_, _, _, counter), do: :counters.add(counter, 1, 1)
 
   def close, do: :counters.get(:persistent_term.get(@counter), 1)
   def start, do: :persistent_term.put(@counter, :counters.new(1, []))
@@ -114,11 +129,18 @@ defmodule Nitrox.NxSuite do
 end
 
 {:ok, _} = Application.ensure_all_started(:nx)
+{:ok, _} = Application.ensure_all_started(:nitrox)
 Application.put_env(:nitrox, :add_backend_on_inspect, false)
 Nitrox.NxSuite.start()
 # Its tests name themselves, and read their fixtures, from there.
 File.cd!(checkout)
-ExUnit.start(autorun: false, exclude: [:distributed], timeout: 300_000)
+
+ExUnit.start(
+  autorun: false,
+  exclude: [:distributed],
+  trace: System.get_env("T") != nil,
+  timeout: 300_000
+)
 
 for file <- Path.wildcard("test/support/*.ex"),
     Path.basename(file) != "distributed_servings.ex",
@@ -133,6 +155,19 @@ files =
 Enum.each(files, &Nitrox.NxSuite.load/1)
 # Not before: tensors in module attributes are written into the code.
 Nx.global_default_backend({Nitrox.Backend, device: device})
+
+compiled = :counters.new(1, [])
+
+if Nitrox.NxSuite.compiler?() do
+  Nx.Defn.global_default_options(compiler: Nitrox.Compiler)
+
+  :telemetry.attach(:suite, [:nitrox, :compile], &Nitrox.NxSuite.compiled/4, compiled)
+end
+
 %{failures: failures} = ExUnit.run()
 IO.puts("#{Nitrox.NxSuite.close()} comparisons were only equal within 2 ulp")
+
+if Nitrox.NxSuite.compiler?(),
+  do: IO.puts("#{:counters.get(compiled, 1)} functions were compiled by Nitrox.Compiler")
+
 if failures > 0, do: System.halt(1)

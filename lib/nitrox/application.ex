@@ -7,10 +7,10 @@ defmodule Nitrox.Application do
   @impl true
   def start(_type, _args) do
     Telemetry.setup()
-    children = if Telemetry.on?(), do: [Telemetry.Relay], else: []
+    relay = if Telemetry.on?(), do: [Telemetry.Relay], else: []
 
     # However often the relay ends, that is no reason for the application to end, and the VM with it.
-    Supervisor.start_link(children,
+    Supervisor.start_link([Nitrox.Nx.Cache | relay],
       strategy: :one_for_one,
       max_restarts: 1_000,
       max_seconds: 1,

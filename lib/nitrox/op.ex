@@ -77,13 +77,17 @@ defmodule Nitrox.Op do
   end
 
   defp trace(op, inputs, type) do
-    inputs =
+    values(
+      op,
       Enum.map(inputs, fn
         %module{} = input when module in [Tensor, Value] -> input
         nil -> nil
         other -> {:constant, constant(op, other, type), type}
       end)
+    )
+  end
 
+  defp values(op, inputs) do
     specs =
       Enum.map(inputs, fn
         nil -> nil
@@ -91,11 +95,34 @@ defmodule Nitrox.Op do
         input -> Tensor.to_spec(input)
       end)
 
-    node = %Value.Node{id: make_ref(), op: op, inputs: inputs}
+    Value.outputs(op, inputs, Native.call(:infer, [wire(op), specs]))
+  end
 
-    for {{type, shape}, index} <- Enum.with_index(Native.call(:infer, [wire(op), specs])) do
-      %Value{node: node, index: index, type: type, shape: shape}
-    end
+  @doc false
+  # As `apply/2` where the inputs are checked already and a number is `{type, element}`. Gives each
+  # output with its spec.
+  def record(op, inputs, device) do
+    outputs =
+      if Enum.any?(inputs, &is_struct(&1, Value)) do
+        values(
+          op,
+          Enum.map(inputs, fn
+            {type, element} -> {:constant, element, type}
+            input -> input
+          end)
+        )
+      else
+        refs =
+          Enum.map(inputs, fn
+            %Tensor{ref: ref} -> ref
+            input -> input
+          end)
+
+        for output <- Native.call(:run, [device, wire(op), refs]),
+            do: Tensor.from_native(output, device)
+      end
+
+    for output <- outputs, do: {output, {output.type, output.shape}}
   end
 
   @doc false

@@ -104,34 +104,65 @@ defmodule Nitrox.Program do
     {output_leaves, outputs} = Container.flatten(outputs, :program, "output", &traced?/1)
     next_leaves = next_leaves(next_state, state)
 
-    {graph, parameters} = graph(inputs, output_leaves, next_leaves)
+    trace = graph(inputs, output_leaves, next_leaves, %{})
     device = options[:device]
-    # Scalars that the trace made, held until the program has them.
-    parameters = Enum.map(parameters, &parameter(&1, device))
+    {ref, output_specs} = build(trace, device, initial, {readback, options[:instances]})
+
+    told(
+      %__MODULE__{
+        ref: ref,
+        device: device,
+        arguments: arguments,
+        inputs: Enum.map(inputs, &{&1.type, &1.shape}),
+        outputs: outputs,
+        output_specs: output_specs,
+        state: state,
+        readback: readback
+      },
+      started
+    )
+  end
+
+  @doc false
+  # A program of values that were traced already: from those of `inputs`, whatever they were made of,
+  # to those of `outputs`.
+  def link(inputs, outputs, device, instances) do
+    started = System.monotonic_time()
+
+    sources =
+      for {%Value{node: node, index: index}, i} <- Enum.with_index(inputs),
+          into: %{},
+          do: {{node.id, index}, {:input, i}}
 
     {ref, output_specs} =
-      Native.call(:compile, [
-        device,
-        graph,
-        Enum.map(parameters, & &1.ref),
-        Enum.map(initial, & &1.ref),
-        {readback, options[:instances]}
-      ])
+      inputs |> graph(outputs, [], sources) |> build(device, [], {false, instances})
 
-    program = %__MODULE__{
-      ref: ref,
-      device: device,
-      arguments: arguments,
-      inputs: Enum.map(inputs, &{&1.type, &1.shape}),
-      outputs: outputs,
-      output_specs: output_specs,
-      state: state,
-      readback: readback
-    }
+    told(
+      %__MODULE__{
+        ref: ref,
+        device: device,
+        arguments: Enum.map(inputs, fn _ -> :leaf end),
+        inputs: Enum.map(inputs, &{&1.type, &1.shape}),
+        outputs: {:list, Enum.map(outputs, fn _ -> :leaf end)},
+        output_specs: output_specs,
+        state: nil,
+        readback: false
+      },
+      started
+    )
+  end
 
+  defp build({graph, parameters}, device, initial, options) do
+    # Scalars that the trace made, held until the program has them.
+    parameters = Enum.map(parameters, &parameter(&1, device))
+    refs = &Enum.map(&1, fn tensor -> tensor.ref end)
+    Native.call(:compile, [device, graph, refs.(parameters), refs.(initial), options])
+  end
+
+  defp told(program, started) do
     if Telemetry.on?() do
       duration = System.monotonic_time() - started
-      metadata = %{device: device, info: info(program)}
+      metadata = %{device: program.device, info: info(program)}
       Telemetry.execute([:nitrox, :program, :compile], %{duration: duration}, metadata)
     end
 
@@ -147,9 +178,7 @@ defmodule Nitrox.Program do
   def run(program, args)
 
   def run(%__MODULE__{state: nil} = program, args) do
-    Telemetry.span [:nitrox, :program, :run], %{program: program} do
-      outputs(program, Native.call(:program_run, [program.ref, feeds(program, args)]))
-    end
+    outputs(program, launch(program, feeds(program, args)))
   end
 
   def run(%__MODULE__{}, _) do
@@ -175,6 +204,14 @@ defmodule Nitrox.Program do
   def info(program) do
     %{ref: ref, device: device} = Options.struct!(:program, program, __MODULE__)
     Map.put(Native.call(:program_info, [ref]), :device, device)
+  end
+
+  @doc false
+  # A run on what the library takes for inputs, to what it gives for outputs.
+  def launch(%__MODULE__{} = program, feeds) do
+    Telemetry.span [:nitrox, :program, :run], %{program: program} do
+      Native.call(:program_run, [program.ref, feeds])
+    end
   end
 
   @doc false
@@ -302,9 +339,19 @@ defmodule Nitrox.Program do
     leaves
   end
 
-  # The nodes that outputs and states depend on, each after those it reads, and the parameters.
-  defp graph(inputs, outputs, next_state) do
-    trace = %{nodes: [], count: 0, seen: %{}, parameters: [], known: %{}}
+  # The nodes that outputs and states depend on, each after those it reads, and the parameters. Of
+  # what is before the values of `sources` nothing is asked.
+  defp graph(inputs, outputs, next_state, sources) do
+    trace = %{
+      nodes: [],
+      count: 0,
+      seen: %{},
+      equal: %{},
+      parameters: [],
+      known: %{},
+      sources: sources
+    }
+
     {outputs, trace} = Enum.map_reduce(outputs, trace, &reference/2)
     {next_state, trace} = Enum.map_reduce(next_state, trace, &reference/2)
 
@@ -319,6 +366,11 @@ defmodule Nitrox.Program do
   end
 
   defp reference(nil, trace), do: {nil, trace}
+
+  defp reference(%Value{node: %{id: id}, index: index}, %{sources: sources} = trace)
+       when is_map_key(sources, {id, index}),
+       do: {Map.fetch!(sources, {id, index}), trace}
+
   defp reference(%Value{node: %{op: {:input, i}}}, trace), do: {{:input, i}, trace}
   defp reference(%Value{node: %{op: {:state, i}}}, trace), do: {{:state, i}, trace}
 
@@ -349,10 +401,21 @@ defmodule Nitrox.Program do
 
       _ ->
         {inputs, trace} = Enum.map_reduce(inputs, trace, &reference/2)
-        n = trace.count
         node = %{op: Op.wire(op), inputs: inputs}
-        seen = Map.put(trace.seen, id, n)
-        {n, %{trace | nodes: [node | trace.nodes], count: n + 1, seen: seen}}
+        {n, trace} = number(node, trace)
+        {n, %{trace | seen: Map.put(trace.seen, id, n)}}
+    end
+  end
+
+  # The same op on the same values is computed once.
+  defp number(node, %{equal: equal, count: count} = trace) do
+    case equal do
+      %{^node => n} ->
+        {n, trace}
+
+      _ ->
+        equal = Map.put(equal, node, count)
+        {count, %{trace | nodes: [node | trace.nodes], count: count + 1, equal: equal}}
     end
   end
 

@@ -9,6 +9,7 @@ defmodule Nitrox.Telemetry do
   | `[:nitrox, :op, :fallback]` | `count`: 1 | `op`, `device`, `why`: an op takes a longer way than its best variant, at each eager run and once when a program is compiled |
   | `[:nitrox, :fallback]` | `count`: 1 | `op`, `device`, `why`: a call of Nx went through the host (see `Nitrox.Backend`) |
   | `[:nitrox, :axon, :fallback]` | `count`: 1 | `layer`, such as `"lstm_0"`; `op`, such as `:lstm`; `why`: a layer of an accelerated model is as Axon has it after all (see `Nitrox.Axon.accelerate/2`), each time that the model is traced |
+  | `[:nitrox, :compile]` | `duration` | `device`, `programs`: how many there are, `host`: what is done between them, such as `:while`. `Nitrox.Compiler` compiled a function |
   | `[:nitrox, :program, :compile]` | `duration` | `device`, `info` (as of `Nitrox.Program.info/1`) |
   | `[:nitrox, :program, :run]` | `duration` | `program` |
   | `[:nitrox, :session, :step]` | `duration` | `session`: a frame |

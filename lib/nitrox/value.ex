@@ -9,8 +9,8 @@ defmodule Nitrox.Value do
 
   defmodule Node do
     @moduledoc false
-    # `op` is an op's struct, `{:input, i}` or `{:state, i}`. An input is a value, a tensor (a
-    # parameter), `{:constant, binary, type}`, or nil.
+    # `op` is an op's struct, `{:input, i}`, `{:state, i}`, or a step of a `defn` on the host. An input
+    # is a value, a tensor (a parameter), `{:constant, binary, type}`, or nil.
     @enforce_keys [:id, :op, :inputs]
     defstruct [:id, :op, :inputs]
   end
@@ -27,6 +27,15 @@ defmodule Nitrox.Value do
   @doc false
   def source(op, %{type: type, shape: shape}) do
     %__MODULE__{node: %Node{id: make_ref(), op: op, inputs: []}, type: type, shape: shape}
+  end
+
+  @doc false
+  # What a new node of a graph gives.
+  def outputs(op, inputs, specs) do
+    node = %Node{id: make_ref(), op: op, inputs: inputs}
+
+    for {{type, shape}, index} <- Enum.with_index(specs),
+        do: %__MODULE__{node: node, index: index, type: type, shape: shape}
   end
 
   defimpl Inspect do

@@ -10,6 +10,7 @@ defmodule Nitrox.TelemetryTest do
     [:nitrox, :op, :fallback],
     [:nitrox, :fallback],
     [:nitrox, :axon, :fallback],
+    [:nitrox, :compile],
     [:nitrox, :program, :compile],
     [:nitrox, :program, :run],
     [:nitrox, :session, :step],
@@ -66,6 +67,16 @@ defmodule Nitrox.TelemetryTest do
     session = Session.new(Program.compile(fn s -> {s, s} end, [], state: x))
     Session.step(session, [])
     assert_received {[:nitrox, :session, :step], %{duration: _}, %{session: ^session}}
+  end
+
+  @tag :nx
+  test "functions that the compiler of Nx compiles" do
+    fun = fn x -> Nx.io_call(Nx.add(x, 1), :seen) end
+    opts = [compiler: Nitrox.Compiler, device: :cpu, hooks: %{seen: fn _ -> :ok end}]
+    Nx.Defn.compile(fun, [Nx.template({2}, :f32)], opts)
+    assert_received {[:nitrox, :compile], %{duration: duration}, metadata}
+    assert duration > 0
+    assert metadata == %{device: :cpu, programs: 1, host: [:io_call]}
   end
 
   test "transfers, with their bytes and where they go" do

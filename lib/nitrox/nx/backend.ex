@@ -9,6 +9,8 @@ if Code.ensure_loaded?(Nx.Tensor) do
     `Nitrox.Device.default/0` where it is not given. `Nitrox.from_nx/1` and `Nitrox.to_nx/1` give the
     same buffer under the other kind of tensor, without a copy.
 
+    A `defn` runs on it op by op; `Nitrox.Compiler` makes one program of it.
+
     ## What to know
 
       * A number, and what `Nx.broadcast/2` and functions of numbers make of it, is kept as a number

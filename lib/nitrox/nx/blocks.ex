@@ -13,26 +13,34 @@ if Code.ensure_loaded?(Nx.Tensor) do
       Nx.Block.CumulativeMin => :min
     }
 
-    def block(%Block{} = block, out, tensors, _fun), do: Fused.native(block, out, tensors)
+    def block(struct, out, args, fun) do
+      case native(struct, out, args) do
+        {:ok, result} -> result
+        :default -> apply(fun, [struct | args])
+      end
+    end
 
-    def block(%module{} = struct, out, [t] = args, fun) do
+    @doc "A block by what the engine has for it, or `:default` where that is nothing."
+    def native(%Block{} = block, out, tensors), do: {:ok, Fused.native(block, out, tensors)}
+
+    def native(%module{} = struct, out, [t]) do
       native? = Routes.native?(t)
 
       case struct do
         %Nx.Block.LogicalNot{} when native? ->
-          Elementwise.logical_not(out, t)
+          {:ok, Elementwise.logical_not(out, t)}
 
         %Nx.Block.TopK{} when native? ->
-          Index.top_k(out, t)
+          {:ok, Index.top_k(out, t)}
 
         _ when native? and is_map_key(@cumulative, module) ->
-          Reduce.cumulative(@cumulative[module], out, t, struct)
+          {:ok, Reduce.cumulative(@cumulative[module], out, t, struct)}
 
         _ ->
-          apply(fun, [struct | args])
+          :default
       end
     end
 
-    def block(struct, _out, args, fun), do: apply(fun, [struct | args])
+    def native(_struct, _out, _args), do: :default
   end
 end

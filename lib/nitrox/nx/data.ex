@@ -7,7 +7,12 @@ if Code.ensure_loaded?(Nx.Tensor) do
     # A type that the engine does not know is kept as the bytes of its elements, `{:u, 8}`, and more
     # axes than it knows as a single one: enough to hold such a tensor and to bring it back.
 
-    alias Nitrox.{Element, Native, Op, Telemetry, Tensor}
+    # While a `defn` is compiled its tensors are on the device `{:traced, device}`. Where else there
+    # would be a reference they have a `Nitrox.Value`, which the program is to compute, or a
+    # `Nitrox.Tensor`, which is computed already and becomes a parameter. So what makes ops of Nx's
+    # calls is the same for both.
+
+    alias Nitrox.{Element, Error, Native, Op, Telemetry, Tensor, Value}
     require Telemetry
     alias Nitrox.Backend, as: B
     alias Nitrox.Nx.Routes
@@ -32,8 +37,16 @@ if Code.ensure_loaded?(Nx.Tensor) do
     @doc "A tensor of host bytes; a bit string where elements are narrower than a byte."
     def upload(out, bits, device) do
       {type, shape} = spec(out)
-      %Tensor{ref: ref} = Tensor.from_binary(padded(bits), type, shape, device: device)
-      put(out, ref, device)
+
+      case device do
+        {:traced, device} ->
+          tensor = Tensor.from_binary(padded(bits), type, shape, device: device)
+          put(out, tensor, {:traced, device})
+
+        _ ->
+          %Tensor{ref: ref} = Tensor.from_binary(padded(bits), type, shape, device: device)
+          put(out, ref, device)
+      end
     end
 
     defp padded(bits) when is_binary(bits), do: bits
@@ -51,6 +64,13 @@ if Code.ensure_loaded?(Nx.Tensor) do
     end
 
     @doc "The handle behind an Nx tensor, constants put on their device."
+    def tensor(%T{data: %B{ref: %Tensor{} = tensor}}), do: tensor
+
+    def tensor(%T{data: %B{ref: %Value{}}}) do
+      message = "a tensor has no elements while its defn is compiled"
+      raise Error.argument(:compiler, message)
+    end
+
     def tensor(%T{data: %B{constant: element}, shape: {}} = tensor) when element != nil,
       do: tensor(upload(tensor, element, device(tensor)))
 
@@ -58,6 +78,15 @@ if Code.ensure_loaded?(Nx.Tensor) do
       {type, shape} = spec(tensor)
       device = device(tensor)
       %Tensor{ref: whole(tensor, tensor.type, device), type: type, shape: shape, device: device}
+    end
+
+    @doc "What a tensor is outside of the program being compiled, or nil where that will compute it."
+    def present(%T{data: %B{device: {:traced, device}} = data}) do
+      case data do
+        %B{ref: %Value{}} -> nil
+        %B{ref: %Tensor{ref: ref}} -> %B{ref: ref, device: device}
+        _ -> %{data | device: device}
+      end
     end
 
     # ── Of a constant ─────────────────────────────────────────────────────────────────────────────
@@ -200,9 +229,14 @@ if Code.ensure_loaded?(Nx.Tensor) do
           constant
 
         _ ->
-          host = Nx.backend_copy(tensor, Nx.BinaryBackend)
-          upload(tensor, Nx.BinaryBackend.to_binary(host, Nx.size(tensor)), device)
+          upload(tensor, host_bytes(tensor), device)
       end
+    end
+
+    @doc "All elements of a tensor of another backend, as `upload/3` takes them."
+    def host_bytes(tensor) do
+      host = Nx.backend_copy(tensor, Nx.BinaryBackend)
+      padded(Nx.BinaryBackend.to_binary(host, Nx.size(tensor)))
     end
 
     @doc """
@@ -238,6 +272,8 @@ if Code.ensure_loaded?(Nx.Tensor) do
     end
 
     @doc "Runs an op, and gives each output's reference and spec."
+    def outputs(op, refs, {:traced, device}), do: Op.record(op, refs, device)
+
     def outputs(op, refs, device) do
       Telemetry.span [:nitrox, :op, :run], %{op: Op.name(op), device: device} do
         Native.call(:run, [device, Op.wire(op), refs])

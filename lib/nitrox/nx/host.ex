@@ -5,14 +5,21 @@ if Code.ensure_loaded?(Nx.Tensor) do
     # and the result goes back to the device. Each tells so: `[:nitrox, :fallback]`.
 
     alias Nitrox.Backend, as: B
-    alias Nitrox.Nx.{Data, Routes}
+    alias Nitrox.Nx.{Data, Routes, Step}
     alias Nitrox.Telemetry
     alias Nx.Tensor, as: T
 
     @doc "Calls the callback `name` with `[out | arguments]`."
     def run(name, [out | arguments]) do
       tensors = tensors(arguments)
-      device = Data.device(tensors)
+
+      case Data.device(tensors) do
+        {:traced, _} = device -> Step.host(name, out, arguments, tensors, device)
+        device -> run(name, out, arguments, tensors, device)
+      end
+    end
+
+    defp run(name, out, arguments, tensors, device) do
       arguments = Enum.map(arguments, &to_host/1)
 
       # What it makes of numbers on the way belongs on the host as well.

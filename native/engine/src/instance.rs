@@ -13,6 +13,9 @@ use crate::pool::Block;
 use crate::program::{Feed, Output, Program};
 use crate::tensor::Tensor;
 
+/// The bytes from which on a tensor is no longer copied into its slot, or out of it, on the CPU.
+const WINDOW: usize = 4096;
+
 /// Whether a run's results are there.
 #[derive(Debug)]
 pub(crate) enum Outcome {
@@ -205,24 +208,42 @@ fn run_on_cpu(
     parity: usize,
     feeds: &[Feed],
 ) -> Result<Vec<Output>> {
+    let plan = &program.plan;
     // First, so that where memory is short nothing has happened.
     let tensors = program.output_tensors()?;
-    for (feed, (offset, spec)) in feeds.iter().zip(&program.plan.inputs) {
+    // Tensors are read and written where they lie, small ones but for the time that finding them takes.
+    let mut windows: Vec<Window> = Vec::new();
+    for (feed, (offset, spec)) in feeds.iter().zip(&plan.inputs) {
         let slot = slots.base() + *offset as u64;
         match feed {
             Feed::Bytes(bytes) => cpu.write(slot, bytes)?,
-            Feed::Tensor(tensor) => cpu.copy(slot, tensor.addr(), spec.bytes())?,
+            Feed::Tensor(tensor) if spec.bytes() < WINDOW => {
+                cpu.copy(slot, tensor.addr(), spec.bytes())?;
+            }
+            Feed::Tensor(tensor) => {
+                windows.push(Window { range: *offset..offset + spec.bytes(), addr: tensor.addr() });
+            }
+        }
+    }
+    for (tensor, (place, spec)) in tensors.iter().flatten().zip(&plan.outputs) {
+        if let Some(offset) = plan.own_output(*place)
+            && spec.bytes() >= WINDOW
+            && !windows.iter().any(|w| w.range.contains(&offset))
+        {
+            windows.push(Window { range: offset..offset + spec.bytes(), addr: tensor.addr() });
         }
     }
     // SAFETY: the plan keeps live values apart and sized the workspace; arena and parameters live
-    // as long as the instance.
-    slots.calls(&program.plan, parity, &[], |call| unsafe { cpu.execute(call) })?;
+    // as long as the instance, and tensors as long as the call.
+    slots.calls(plan, parity, &windows, |call| unsafe { cpu.execute(call) })?;
     let mut tensors = tensors.into_iter().flatten();
-    let outputs = program.plan.outputs.iter().map(|(place, spec)| {
-        let addr = slots.addr(*place, parity, &[]);
+    let outputs = plan.outputs.iter().map(|(place, spec)| {
+        let addr = slots.addr(*place, parity, &windows);
         Ok(match tensors.next() {
             Some(tensor) => {
-                cpu.copy(tensor.addr(), addr, spec.bytes())?;
+                if tensor.addr() != addr {
+                    cpu.copy(tensor.addr(), addr, spec.bytes())?;
+                }
                 Output::Tensor(tensor)
             }
             None => {

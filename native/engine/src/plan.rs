@@ -61,6 +61,16 @@ pub(crate) struct Plan {
     pub repeatable: bool,
 }
 
+impl Plan {
+    /// Where an output lies that has a place of its own in the arena: no parameter, input or state.
+    pub fn own_output(&self, place: Place) -> Option<usize> {
+        match place {
+            Place::Arena([a, b]) if a == b && a >= self.exported.start => Some(a),
+            _ => None,
+        }
+    }
+}
+
 /// What holds a value's bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Storage {

@@ -24,13 +24,22 @@ on_cuda = %{
 # Without Nx they can't be counted: one test of each device stands for them.
 modules = if Code.ensure_loaded?(Nx), do: Keyword.keys(by_value), else: []
 
-for {device, name} <- [{:cpu, "Cpu"}, {{:cuda, 0}, "Cuda"}] do
+# Those that are made of defn are run by Nitrox.Compiler as well.
+compiled = modules -- [Nx]
+
+for {device, name, modules, compiler} <- [
+      {:cpu, "Cpu", modules, Nx.Defn.Evaluator},
+      {:cpu, "CpuCompiled", compiled, Nitrox.Compiler},
+      {{:cuda, 0}, "Cuda", modules, Nx.Defn.Evaluator},
+      {{:cuda, 0}, "CudaCompiled", compiled, Nitrox.Compiler}
+    ] do
   defmodule Module.concat(Nitrox.Nx, "Doctest#{name}Test") do
     use ExUnit.Case, async: device == :cpu
 
     @moduletag :nx
     if device != :cpu, do: @moduletag(:cuda)
     @device device
+    @compiler compiler
 
     setup_all do
       counter = :counters.new(1, [])
@@ -39,7 +48,11 @@ for {device, name} <- [{:cpu, "Cpu"}, {{:cuda, 0}, "Cuda"}] do
         n = :counters.get(counter, 1)
 
         if n > 0,
-          do: IO.puts("\nNx's examples on #{inspect(@device)}: #{n} differ in the last digit")
+          do:
+            IO.puts(
+              "\nNx's examples on #{inspect(@device)} by #{inspect(@compiler)}: " <>
+                "#{n} differ in the last digit"
+            )
       end)
 
       %{counter: counter}
@@ -47,6 +60,7 @@ for {device, name} <- [{:cpu, "Cpu"}, {{:cuda, 0}, "Cuda"}] do
 
     setup do
       Nx.default_backend({Nitrox.Backend, device: @device})
+      Nx.Defn.default_options(compiler: @compiler)
       :ok
     end
 

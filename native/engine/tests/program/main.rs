@@ -438,3 +438,75 @@ fn random_programs_equal_their_ops_run_one_by_one() {
         }
     }
 }
+
+/// Tensors of some pages go in and come out where they lie on the CPU: inputs that are outputs, one
+/// value under two shapes, a value that is read again, and results that later runs leave alone.
+#[test]
+fn large_tensors() {
+    for device in devices() {
+        let shape = [64, 64];
+        let unary = |kind, x| node(Op::Unary(Unary { kind }), &[x]);
+        let flat = Op::Reshape(Reshape { shape: vec![64 * 64] });
+        let half = Op::Slice(Slice {
+            starts: vec![32, 0],
+            lengths: vec![32, 64],
+            strides: vec![1, 1],
+            axis: 0,
+            wrap: false,
+        });
+        let graph = Graph {
+            nodes: vec![
+                binary(BinaryKind::Add, Input(0), Input(1)),
+                unary(UnaryKind::Negate, Ref::Node(0, 0)),
+                node(flat, &[Ref::Node(0, 0)]),
+                Node { op: half, inputs: vec![Some(Ref::Node(1, 0)), None] },
+                unary(UnaryKind::Abs, Ref::Node(3, 0)),
+            ],
+            inputs: vec![f32s(&shape), f32s(&shape)],
+            outputs: vec![
+                Ref::Node(0, 0),
+                Input(1),
+                Ref::Node(2, 0),
+                Ref::Node(1, 0),
+                Ref::Node(0, 0),
+                Ref::Node(4, 0),
+                Ref::Node(3, 0),
+            ],
+            next_state: vec![],
+        };
+        let program = Program::compile(&device, graph, vec![], vec![], options(false)).unwrap();
+        let values_of = |k: f32| (0..64 * 64).map(|i| i as f32 * k).collect::<Vec<_>>();
+        let b = values_of(0.5);
+        let mut runs = Vec::new();
+        for k in 1..4 {
+            let a = values_of(k as f32);
+            let feeds = [tensor(&device, &shape, &a), tensor(&device, &shape, &b)];
+            let mixed = [Feed::Tensor(&feeds[0]), Feed::Bytes(&bytes(&b))];
+            for feeds in [feeds.each_ref().map(Feed::Tensor), mixed] {
+                match program.run(&feeds, Mode::Block).unwrap() {
+                    Started::Done(outputs) => runs.push((a.clone(), outputs)),
+                    Started::Pending(run) => runs.push((a.clone(), run.wait().unwrap())),
+                    Started::Busy => panic!("a blocking run was refused"),
+                }
+            }
+            assert_eq!(floats(&feeds[0].to_bytes().unwrap()), a, "an input was written to");
+        }
+        for (a, outputs) in runs {
+            let sum: Vec<f32> = a.iter().zip(&b).map(|(x, y)| x + y).collect();
+            let negative: Vec<f32> = sum.iter().map(|x| -x).collect();
+            let half = negative[32 * 64..].to_vec();
+            let expected = [
+                sum.clone(),
+                b.clone(),
+                sum.clone(),
+                negative,
+                sum.clone(),
+                sum[32 * 64..].to_vec(),
+                half,
+            ];
+            for (output, expected) in outputs.iter().zip(&expected) {
+                assert_eq!(&values(output), expected);
+            }
+        }
+    }
+}
