@@ -133,13 +133,16 @@ defmodule Nitrox.Nx.ServingTest do
       start(Serving.new(keys), context.name)
 
       1..40
-      |> Task.async_stream(fn i ->
-        {key, width} = if rem(i, 2) == 0, do: {:short, 2}, else: {:long, 5}
-        x = Nx.broadcast(Nx.tensor(i * 1.0), {width})
-        batch = Nx.Batch.stack([x]) |> Nx.Batch.key(key)
-        got = Nx.Serving.batched_run(context.name, batch)
-        assert Nx.to_list(got) == [List.duplicate(i * -1.0, width)]
-      end)
+      |> Task.async_stream(
+        fn i ->
+          {key, width} = if rem(i, 2) == 0, do: {:short, 2}, else: {:long, 5}
+          x = Nx.broadcast(Nx.tensor(i * 1.0), {width})
+          batch = Nx.Batch.stack([x]) |> Nx.Batch.key(key)
+          got = Nx.Serving.batched_run(context.name, batch)
+          assert Nx.to_list(got) == [List.duplicate(i * -1.0, width)]
+        end,
+        timeout: :infinity
+      )
       |> Enum.each(&assert {:ok, _} = &1)
 
       wrong = Nx.Batch.stack([Nx.tensor([1.0, 2.0])]) |> Nx.Batch.key(:wide)
