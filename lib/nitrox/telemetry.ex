@@ -22,8 +22,8 @@ defmodule Nitrox.Telemetry do
   no event of its own. What programs and sessions read and write themselves is part of their run.
 
   Without `:telemetry` a call pays for the look at a flag. With it and no handler, an eager op of two
-  elements on the CPU device took 3.1 µs instead of 2.5 and a step of a small session 1.5 to 1.7 µs
-  instead of 1.1 to 1.2; a handler that does nothing took another 0.1 µs (medians of
+  elements on the CPU device took 3.1 to 3.2 µs instead of 2.5 and a step of a small session 1.1 µs
+  instead of 0.8; a handler that does nothing took the step another 0.1 µs (medians of
   `bench/telemetry.exs`, on two busy cores).
 
   Handlers of `:op, :fallback`, `:kernel`, `:memory, :trimmed` and `:memory, :out_of_memory` run in a
