@@ -52,7 +52,10 @@ defmodule Nitrox.GuidesTest do
                "// #{file}\ndefmodule Nitrox.Session do\n…\ndefstruct [:ref, :program, :blank]"
              ) == 1
 
-      assert failure("elixir", "# #{file}\ndefstruct [:ref, :program, :blank]\n…\n@moduledoc \"\"\"") =~
+      assert failure(
+               "elixir",
+               "# #{file}\ndefstruct [:ref, :program, :blank]\n…\n@moduledoc \"\"\""
+             ) =~
                "order"
 
       assert failure("rust", "// #{file}\n@moduledoc \"\"\"\ndefstruct [:ref, :program, :blank]") =~
