@@ -203,7 +203,7 @@ fn started<'a>(env: Env<'a>, run: Started) -> Answer<Term<'a>> {
     match run {
         Started::Done(results) => Ok(outputs(env, results)),
         Started::Busy => Err(Instead::Heavy),
-        Started::Pending(run) => Err(Instead::Pending(run)),
+        Started::Pending(run) => Err(Instead::Pending(Box::new(run))),
     }
 }
 
