@@ -78,7 +78,8 @@ class Nitrox:
     def __init__(self, args, folder):
         self.path = os.path.join(folder, "lines.jsonl")
         self.command = ["mix", "run", "bench/frame_time.exs", "--device", "cpu", "--no-benchee"]
-        self.command += ["--frames", str(args.frames), "--paced-frames", "0", "--json", self.path]
+        self.command += ["--frames", str(args.frames), "--paced-frames", "0", "--cold-frames", "0"]
+        self.command += ["--json", self.path]
 
     def turn(self, case):
         backbone, form = case.split("-")

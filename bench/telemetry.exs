@@ -26,7 +26,7 @@ calls = [
 ]
 
 # The flag that `Nitrox.Telemetry.setup/0` sets.
-flag = fn on? -> :persistent_term.put({Telemetry, :on?}, on?) end
+flag = fn on? -> :persistent_term.put(Telemetry, on?) end
 nothing = &Nothing.handle/4
 events = [[:nitrox, :op, :run], [:nitrox, :session, :step], [:nitrox, :tensor, :transfer]]
 

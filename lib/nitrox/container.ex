@@ -114,23 +114,33 @@ defmodule Nitrox.Container do
     container
   end
 
+  # A frame's answers go through here: no functions passed on, no other module's code.
   defp take(:leaf, [leaf | leaves]), do: {leaf, leaves}
-  defp take({:list, parts}, leaves), do: Enum.map_reduce(parts, leaves, &take/2)
+  defp take({:list, parts}, leaves), do: take_each(parts, leaves, [])
 
   defp take({:tuple, parts}, leaves) do
-    {terms, leaves} = Enum.map_reduce(parts, leaves, &take/2)
-    {List.to_tuple(terms), leaves}
+    {terms, leaves} = take_each(parts, leaves, [])
+    {:erlang.list_to_tuple(terms), leaves}
   end
 
-  defp take({:map, parts}, leaves) do
-    {pairs, leaves} =
-      Enum.map_reduce(parts, leaves, fn {key, part}, leaves ->
-        {term, leaves} = take(part, leaves)
-        {{key, term}, leaves}
-      end)
+  defp take({:map, parts}, leaves), do: take_pairs(parts, leaves, [])
 
-    {Map.new(pairs), leaves}
+  defp take_each([:leaf | parts], [leaf | leaves], terms),
+    do: take_each(parts, leaves, [leaf | terms])
+
+  defp take_each([part | parts], leaves, terms) do
+    {term, leaves} = take(part, leaves)
+    take_each(parts, leaves, [term | terms])
   end
+
+  defp take_each([], leaves, terms), do: {:lists.reverse(terms), leaves}
+
+  defp take_pairs([{key, part} | parts], leaves, pairs) do
+    {term, leaves} = take(part, leaves)
+    take_pairs(parts, leaves, [{key, term} | pairs])
+  end
+
+  defp take_pairs([], leaves, pairs), do: {:maps.from_list(pairs), leaves}
 
   @doc """
   As in an error: what a skeleton is of.

@@ -40,10 +40,8 @@ defmodule Nitrox.Native do
     program_run: 2,
     program_run_dirty: 2,
     session_new: 1,
-    session_step: 2,
-    session_step_dirty: 2,
-    session_prepare: 1,
-    session_prepare_dirty: 1,
+    session_step: 3,
+    session_step_dirty: 3,
     session_snapshot: 1,
     session_restore: 2,
     session_fork: 1,
@@ -93,8 +91,14 @@ defmodule Nitrox.Native do
   @spec call(atom(), [term()]) :: term()
   def call(name, args), do: call(name, args, _collect? = true)
 
+  # In place of apply/3, which looks the function up at each call.
+  for {name, arity} <- @nifs do
+    args = Macro.generate_unique_arguments(arity, __MODULE__)
+    defp nif(unquote(name), unquote(args)), do: unquote(name)(unquote_splicing(args))
+  end
+
   defp call(name, args, collect?) do
-    case apply(__MODULE__, name, args) do
+    case nif(name, args) do
       {:ok, value} ->
         value
 

@@ -25,7 +25,7 @@ defmodule Nitrox.Session do
   state as it was.
   """
 
-  alias Nitrox.{Container, Native, Options, Program, Telemetry, Tensor}
+  alias Nitrox.{Container, Element, Native, Options, Program, Telemetry, Tensor}
   require Telemetry
 
   defmodule Snapshot do
@@ -44,9 +44,9 @@ defmodule Nitrox.Session do
     end
   end
 
-  @type t :: %__MODULE__{ref: reference(), program: Program.t()}
-  @enforce_keys [:ref, :program]
-  defstruct [:ref, :program]
+  @type t :: %__MODULE__{ref: reference(), program: Program.t(), blank: [Program.container()]}
+  @enforce_keys [:ref, :program, :blank]
+  defstruct [:ref, :program, :blank]
 
   @doc """
   A session in the initial state of a program, which was compiled with `state:`.
@@ -54,7 +54,15 @@ defmodule Nitrox.Session do
   @spec new(Program.t()) :: t()
   def new(program) do
     %{ref: ref} = Options.struct!(:session, program, Program)
-    %__MODULE__{ref: Native.call(:session_new, [ref]), program: program}
+    %__MODULE__{ref: Native.call(:session_new, [ref]), program: program, blank: blank(program)}
+  end
+
+  # Arguments of a step that is made for nobody.
+  defp blank(%{arguments: skeletons, inputs: inputs}) do
+    sizes = for {type, shape} <- inputs, do: Tuple.product(shape) * Element.bytes(type)
+    zeros = :binary.copy(<<0>>, Enum.max(sizes, fn -> 0 end))
+    leaves = Enum.map(sizes, &binary_part(zeros, 0, &1))
+    Container.build({:list, skeletons}, leaves)
   end
 
   @doc """
@@ -62,52 +70,39 @@ defmodule Nitrox.Session do
   `Nitrox.Program.run/2`.
   """
   @spec step(t(), [Program.container()]) :: Program.container()
-  def step(session, args) do
-    %{ref: ref, program: program} = ours!(session)
+  def step(session, args),
+    do: frame(ours!(session), args, [:nitrox, :session, :step], _prepare? = false)
 
-    Telemetry.span [:nitrox, :session, :step], %{session: session} do
-      feeds = Program.feeds(program, args)
-      Program.outputs(program, Native.call(:session_step, [ref, feeds]))
+  # One function for steps and for what prepares them: it is to leave the code of a step in the caches.
+  defp frame(%{ref: ref, program: program} = session, args, event, prepare?) do
+    Telemetry.span event, %{session: session} do
+      case Native.call(:session_step, [ref, Program.feeds(program, args), prepare?]) do
+        nil -> nil
+        results -> Program.outputs(program, results)
+      end
     end
   end
 
   @doc """
-  Makes ready for a step that is due in a moment: runs a step of next to nothing on the session's
-  device and, on a GPU and for a program with `outputs: :binary`, queues this session's next step
-  there, to wait for its inputs. The step waits for 5 ms; one that comes later, or with tensors instead
-  of binaries, is launched as ever. No state changes, but that a ring which steps write in place may
-  hold anything at the one place that the next step overwrites.
+  Makes ready for a step that is due in a moment: makes the step once for nobody, on zeros, and throws
+  its results and its new state away. On a GPU it then queues the session's next step there, to wait
+  for its inputs. The step waits for 5 ms; one that comes later, or with tensors instead of binaries,
+  is launched as ever. No state changes, but that a ring which steps write in place may hold anything
+  at the one place that the next step overwrites.
 
-  A process that slept for a frame finds the code of the VM, the library and the driver gone from the
-  caches of its core, and the GPU at rest. An agent that knows when the next observation comes calls
-  this a millisecond or two before. On an H200 the p50 of a step at 60 Hz, seen from Rust, went from
-  46 to 70 µs down to 24 to 31 (`bench/results/frames.md`).
-  Telemetry sees the step that is made here like any other.
+  A process that slept for a frame finds the code and the data of the VM, the library and the driver
+  gone from the caches of its core, and the GPU at rest. An agent that knows when the next observation
+  comes calls this a millisecond or two before (`bench/results/frames.md`).
+
+  Nothing is done before the session's first step, where steps take more than half a millisecond, where
+  one is under way, where a step can't be made twice (its input says where a ring is written, say), and
+  on a GPU for a program without `outputs: :binary`.
   """
   @spec prepare(t()) :: :ok
   def prepare(session) do
-    %{ref: ref, program: %{device: device}} = ours!(session)
-    step(rehearsal(device), [<<0::32>>])
-    Native.call(:session_prepare, [ref])
-  end
-
-  # One for a device, for the life of the VM.
-  defp rehearsal(device) do
-    key = {__MODULE__, :rehearsal, device}
-
-    with nil <- :persistent_term.get(key, nil) do
-      zero = Tensor.tensor(0, device: device)
-
-      count = fn x, total ->
-        total = Nitrox.add(total, x)
-        {total, total}
-      end
-
-      opts = [device: device, state: zero, outputs: :binary]
-      session = new(Program.compile(count, [Nitrox.template({}, {:s, 32})], opts))
-      :persistent_term.put(key, session)
-      session
-    end
+    %{blank: blank} = ours!(session)
+    frame(session, blank, [:nitrox, :session, :prepare], _prepare? = true)
+    :ok
   end
 
   @doc """

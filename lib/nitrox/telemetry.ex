@@ -13,6 +13,7 @@ defmodule Nitrox.Telemetry do
   | `[:nitrox, :program, :compile]` | `duration` | `device`, `info` (as of `Nitrox.Program.info/1`) |
   | `[:nitrox, :program, :run]` | `duration` | `program` |
   | `[:nitrox, :session, :step]` | `duration` | `session`: a frame |
+  | `[:nitrox, :session, :prepare]` | `duration` | `session`: what `Nitrox.Session.prepare/1` did |
   | `[:nitrox, :kernel, :load]` | `duration` | `kernel`, `device`, `from`: `:cache` (of the disk) or `:compiler` (NVRTC) |
   | `[:nitrox, :tensor, :transfer]` | `duration`, `bytes` | `device`, `direction`: `:to_device`, `:to_host` or `:copy`, to `device` from the same or another |
   | `[:nitrox, :memory, :trimmed]` | `bytes`, `segments` | `device`: unused memory went back to the system |
@@ -23,23 +24,22 @@ defmodule Nitrox.Telemetry do
   no event of its own. What programs and sessions read and write themselves is part of their run.
 
   Without `:telemetry` a call pays for the look at a flag. With it and no handler, an eager op of two
-  elements on the CPU device took 3.1 µs instead of 2.5 and a step of a small session 1.5 to 1.7 µs
-  instead of 1.1 to 1.2; a handler that does nothing took another 0.1 µs (medians of
+  elements on the CPU device took 3.1 to 3.2 µs instead of 2.5 and a step of a small session 1.1 µs
+  instead of 0.8; a handler that does nothing took the step another 0.1 µs (medians of
   `bench/telemetry.exs`, on two busy cores).
 
   Handlers of `:op, :fallback`, `:kernel`, `:memory, :trimmed` and `:memory, :out_of_memory` run in a
   process of Nitrox, a moment later; those of all others in the process that made the call.
   """
 
-  @key {__MODULE__, :on?}
-
   @doc false
   def setup do
-    :persistent_term.put(@key, match?({:ok, _}, Application.ensure_all_started(:telemetry)))
+    :persistent_term.put(__MODULE__, match?({:ok, _}, Application.ensure_all_started(:telemetry)))
   end
 
   @doc false
-  def on?, do: :persistent_term.get(@key, false)
+  # The key is an atom: the VM would hash a tuple at each call, word for word.
+  def on?, do: :persistent_term.get(__MODULE__, false)
 
   @doc false
   # Through apply, since the module may not be there when this one is compiled.
@@ -53,10 +53,10 @@ defmodule Nitrox.Telemetry do
   # what else was measured, a keyword list.
   defmacro span(event, metadata, measurements \\ [], do: body) do
     quote do
-      if Nitrox.Telemetry.on?() do
-        started = System.monotonic_time()
+      if :persistent_term.get(Nitrox.Telemetry, false) do
+        started = :erlang.monotonic_time()
         result = unquote(body)
-        duration = System.monotonic_time() - started
+        duration = :erlang.monotonic_time() - started
         measurements = %{unquote_splicing(measurements), duration: duration}
         apply(:telemetry, :execute, [unquote(event), measurements, unquote(metadata)])
         result

@@ -116,6 +116,7 @@ defmodule Nitrox.DemoTest do
     times = Enum.shuffle(Enum.map(1..1000, &(&1 / 1)))
 
     assert Timing.summary(times) == %{
+             p10: 100.0,
              p50: 500.0,
              p95: 950.0,
              p99: 990.0,
@@ -123,13 +124,17 @@ defmodule Nitrox.DemoTest do
              max: 1000.0
            }
 
-    assert Timing.summary([3.0]) == %{p50: 3.0, p95: 3.0, p99: 3.0, p999: 3.0, max: 3.0}
+    assert Timing.summary([3.0]) == %{p10: 3.0, p50: 3.0, p95: 3.0, p99: 3.0, p999: 3.0, max: 3.0}
     assert {Timing.text(12.34), Timing.text(1234.5)} == {"12.3 µs", "1.23 ms"}
   end
 
   test "frames are given what the last one returned, and wait until they are due" do
     {times, results} = Timing.measure(5, 0, &(&1 + 1))
     assert {length(times), results} == {5, [1, 2, 3, 4, 5]}
+
+    Timing.measure(3, nil, & &1, prepare: fn -> send(self(), :prepared) end)
+    for _ <- 1..3, do: assert_received(:prepared)
+    refute_received :prepared
 
     from = System.monotonic_time(:millisecond)
     {times, _} = Timing.measure(11, nil, & &1, fps: 100)

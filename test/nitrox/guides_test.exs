@@ -75,13 +75,16 @@ defmodule Nitrox.GuidesTest do
 
       assert page(
                "rust",
-               "// #{file}\ndefmodule Nitrox.Session do\n…\ndefstruct [:ref, :program]"
+               "// #{file}\ndefmodule Nitrox.Session do\n…\ndefstruct [:ref, :program, :blank]"
              ) == 1
 
-      assert failure("elixir", "# #{file}\ndefstruct [:ref, :program]\n…\n@moduledoc \"\"\"") =~
+      assert failure(
+               "elixir",
+               "# #{file}\ndefstruct [:ref, :program, :blank]\n…\n@moduledoc \"\"\""
+             ) =~
                "order"
 
-      assert failure("rust", "// #{file}\n@moduledoc \"\"\"\ndefstruct [:ref, :program]") =~
+      assert failure("rust", "// #{file}\n@moduledoc \"\"\"\ndefstruct [:ref, :program, :blank]") =~
                "order"
 
       assert failure("rust", "// #{file}\n…") =~ "nothing of #{file}"

@@ -328,12 +328,10 @@ defmodule Nitrox.NifFuzzTest do
     do: [pick(world.programs), feeds(world)]
 
   defp args(name, world) when name in [:session_step, :session_step_dirty],
-    do: [pick(world.sessions), feeds(world)]
+    do: [pick(world.sessions), feeds(world), one_in(2)]
 
   defp args(name, world)
        when name in [
-              :session_prepare,
-              :session_prepare_dirty,
               :session_snapshot,
               :session_fork
             ],

@@ -289,6 +289,55 @@ for {name, device, tags} <- [{:CPU, :cpu, []}, {:CUDA, {:cuda, 0}, [cuda: true]}
         for _ <- 1..3, do: assert(Session.prepare(session) == :ok)
         assert Tensor.to_binary(Session.state(session).sum) == before
       end
+
+      test "answers as one that is not, whatever its arguments and answers are like" do
+        # A ring, which is written in place, beside states of two slots.
+        fun = fn %{x: x, more: {y}}, {ring, at} ->
+          ring = Nitrox.put_slice(ring, [0], x, position: at, wrap: true)
+          at = Nitrox.add(at, 1)
+          {%{sums: [Nitrox.sum(ring), Nitrox.add(x, y)], at: at}, {ring, at}}
+        end
+
+        state = {f32([0, 0, 0]), Tensor.tensor(0, device: @device)}
+
+        for outputs <- [:tensor, :binary] do
+          program =
+            compile(fun, [%{x: t({1}), more: {t({1})}}], state: state, outputs: outputs)
+
+          [plain, prepared] = for _ <- 1..2, do: Session.new(program)
+
+          for n <- 1..20 do
+            assert Session.prepare(prepared) == :ok
+            x = if rem(n, 3) == 0, do: f32([n]), else: <<n::float-32-native>>
+            args = [%{x: x, more: {<<0.5::float-32-native>>}}]
+            [a, b] = for session <- [plain, prepared], do: Session.step(session, args)
+            assert bytes(a) == bytes(b)
+          end
+
+          assert bytes(Session.state(plain)) == bytes(Session.state(prepared))
+        end
+      end
+
+      defp bytes(%Tensor{} = tensor), do: Tensor.to_binary(tensor)
+      defp bytes(binary) when is_binary(binary), do: binary
+      defp bytes(tuple) when is_tuple(tuple), do: bytes(Tuple.to_list(tuple))
+      defp bytes(list) when is_list(list), do: Enum.map(list, &bytes/1)
+      defp bytes(%{} = map), do: Map.new(map, fn {key, value} -> {key, bytes(value)} end)
+
+      test "may have no arguments and no answers" do
+        program =
+          compile(fn s -> {{}, Nitrox.add(s, 1)} end, [],
+            state: Tensor.tensor(0, device: @device)
+          )
+
+        session = Session.new(program)
+
+        for n <- 1..5 do
+          assert Session.prepare(session) == :ok
+          assert Session.step(session, []) == {}
+          assert Tensor.to_number(Session.state(session)) == n
+        end
+      end
     end
 
     describe "a long step" do
@@ -349,16 +398,18 @@ for {name, device, tags} <- [{:CPU, :cpu, []}, {:CUDA, {:cuda, 0}, [cuda: true]}
           bytes = Tensor.to_binary(x)
           assert {^bytes, <<1::32-native>>} = step.()
           assert {^bytes, <<2::32-native>>} = step.()
-          assert {:pending, run} = Native.session_step(session.ref, [x.ref])
+          assert {:pending, run} = Native.session_step(session.ref, [x.ref], false)
           # The instance is in use until then.
-          assert Native.session_step(session.ref, [x.ref]) == :heavy
+          assert Native.session_step(session.ref, [x.ref], false) == :heavy
           assert {:ok, [_, _]} = Native.wait(run)
           assert {:error, {:argument, :wait, message, nil}} = Native.wait(run)
           assert message =~ "taken already"
 
           # One that nobody waits for gives its instance back with its process.
           {pid, monitor} =
-            spawn_monitor(fn -> {:pending, _} = Native.session_step(session.ref, [x.ref]) end)
+            spawn_monitor(fn ->
+              {:pending, _} = Native.session_step(session.ref, [x.ref], false)
+            end)
 
           assert_receive {:DOWN, ^monitor, :process, ^pid, :normal}
           assert {^bytes, <<5::32-native>>} = step.()

@@ -14,6 +14,7 @@ defmodule Nitrox.TelemetryTest do
     [:nitrox, :program, :compile],
     [:nitrox, :program, :run],
     [:nitrox, :session, :step],
+    [:nitrox, :session, :prepare],
     [:nitrox, :kernel, :load],
     [:nitrox, :tensor, :transfer],
     [:nitrox, :memory, :trimmed],
@@ -67,6 +68,11 @@ defmodule Nitrox.TelemetryTest do
     session = Session.new(Program.compile(fn s -> {s, s} end, [], state: x))
     Session.step(session, [])
     assert_received {[:nitrox, :session, :step], %{duration: _}, %{session: ^session}}
+
+    # It counts as no step.
+    Session.prepare(session)
+    assert_received {[:nitrox, :session, :prepare], %{duration: _}, %{session: ^session}}
+    refute_received {[:nitrox, :session, :step], _, _}
   end
 
   @tag :nx

@@ -3,14 +3,22 @@ defmodule Nitrox.Demo.Timing do
   # Frames one after the other, back to back or at a pace, and what their times say. The bench
   # measures with it too.
 
-  @type summary :: %{p50: float(), p95: float(), p99: float(), p999: float(), max: float()}
+  @type summary :: %{
+          p10: float(),
+          p50: float(),
+          p95: float(),
+          p99: float(),
+          p999: float(),
+          max: float()
+        }
 
   @doc """
   Calls `frame` with what it last returned, `count` times, and gives the time of each call in
   microseconds, the first one first, and what each returned. Nothing but the call is timed.
 
   With `:fps` a frame begins when it is due, and the process sleeps until then. With `:prepare` too it
-  sleeps until a millisecond or two before, calls that, and waits for the frame awake.
+  sleeps until a millisecond or two before, calls that, and waits for the frame awake. With `:prepare`
+  alone that is called before each frame.
   """
   def measure(count, first, frame, opts \\ []) do
     period =
@@ -36,7 +44,8 @@ defmodule Nitrox.Demo.Timing do
     loop(n + 1, count, result, frame, pace, tick, [time | times], [result | results])
   end
 
-  defp wait(_n, {_start, nil, _prepare}), do: :ok
+  defp wait(_n, {_start, nil, nil}), do: :ok
+  defp wait(_n, {_start, nil, prepare}), do: prepare.()
 
   defp wait(n, {start, period, prepare}) do
     due = start + round(n * period)
@@ -58,7 +67,15 @@ defmodule Nitrox.Demo.Timing do
     sorted = times |> Enum.sort() |> List.to_tuple()
     count = tuple_size(sorted)
     at = fn share -> elem(sorted, max(ceil(share * count), 1) - 1) end
-    %{p50: at.(0.5), p95: at.(0.95), p99: at.(0.99), p999: at.(0.999), max: at.(1)}
+
+    %{
+      p10: at.(0.1),
+      p50: at.(0.5),
+      p95: at.(0.95),
+      p99: at.(0.99),
+      p999: at.(0.999),
+      max: at.(1)
+    }
   end
 
   @doc "Microseconds as a reader wants them: `61.3 µs`, `1.25 ms`."

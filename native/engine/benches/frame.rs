@@ -1,19 +1,31 @@
-//! What a policy frame costs from Rust: TARGETS' step forms as programs, host bytes in and out,
-//! back to back and paced at 60 Hz. The same frames from Elixir are in `bench/frame_time.exs`;
-//! the difference is the cost of the call.
+//! What a policy frame costs from Rust: the step forms of `bench/frame_time.exs` as programs, the
+//! draw of the action with them, host bytes in and out. That bench has the same frames from Elixir;
+//! the difference is the cost of the call. `least` is a network of next to nothing, so that the call
+//! is most of it.
 //!
-//! `cargo bench --bench frame -- [cpu|cuda] [frames] [paced frames]` prints a JSON line a case.
+//! A frame comes back to back, at 60 Hz, or after 64 MB of other memory were read, which leaves the
+//! caches as a sleep on a busy machine does; the latter two also prepared.
+//!
+//! `cargo bench --bench frame -- [cpu|cuda] [frames] [paced frames] [kinds]` prints a JSON line a
+//! case; kinds are `least,mlp,lstm,gru` or some of them.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::time::{Duration, Instant};
 
 use nitrox_engine::device::{Device, Id};
 use nitrox_engine::op::*;
-use nitrox_engine::program::{Feed, Graph, Mode, Node, Options, Program, Ref, Session, Started};
+use nitrox_engine::program::{
+    Feed, Graph, Mode, Node, Options, Output, Program, Ref, Session, Started,
+};
 use nitrox_engine::{DType, Spec, Tensor};
 
-const FEATURES: usize = 288;
-const ACTIONS: usize = 53;
+/// What is read between frames that are to find the caches cold.
+const OTHER: usize = 64 << 20;
+
+/// Numbers in, and logits out.
+fn sizes(kind: &str) -> (usize, usize) {
+    if kind == "least" { (16, 4) } else { (288, 53) }
+}
 
 fn spec(shape: &[usize]) -> Spec {
     Spec::new(DType::F32, shape).unwrap()
@@ -71,16 +83,21 @@ fn program(device: &Device, kind: &str) -> std::sync::Arc<Program> {
     let mut state = Vec::new();
     let mut next_state = Vec::new();
     let hidden = 256;
+    let (features, actions) = sizes(kind);
     let head = match kind {
+        "least" => {
+            let x = g.dense(Ref::Input(0), features, 16, Activation::Relu);
+            g.dense(x, 16, actions, Activation::None)
+        }
         "mlp" => {
-            let x = g.dense(Ref::Input(0), FEATURES, 512, Activation::Relu);
+            let x = g.dense(Ref::Input(0), features, 512, Activation::Relu);
             let x = g.dense(x, 512, 512, Activation::Relu);
-            g.dense(x, 512, ACTIONS, Activation::None)
+            g.dense(x, 512, actions, Activation::None)
         }
         _ => {
             let (gates, states) = if kind == "lstm" { (4, 2) } else { (3, 1) };
-            let mut x = g.reshape(Ref::Input(0), &[1, 1, FEATURES]);
-            let mut width = FEATURES;
+            let mut x = g.reshape(Ref::Input(0), &[1, 1, features]);
+            let mut width = features;
             for _ in 0..2 {
                 let (wi, wh) =
                     (g.param(&[width, gates * hidden]), g.param(&[hidden, gates * hidden]));
@@ -100,37 +117,51 @@ fn program(device: &Device, kind: &str) -> std::sync::Arc<Program> {
                 width = hidden;
             }
             let x = g.reshape(x, &[1, hidden]);
-            g.dense(x, hidden, ACTIONS, Activation::None)
+            g.dense(x, hidden, actions, Activation::None)
         }
     };
-    if state.is_empty() {
-        // A counter, so that every backbone is a session.
-        state.push(Tensor::from_bytes(device, spec(&[1]), &[0; 4]).unwrap());
-        next_state.push(Ref::State(0));
-    }
+    let counter = Some(Ref::State(state.len()));
+    state.push(Tensor::from_bytes(device, Spec::scalar(DType::S32), &[0; 4]).unwrap());
+    let draw = Op::Sample(Sample { temperature: 1.0, top_k: None, top_p: None, seed: 1 });
+    let n = g.node(draw, &[Some(head), counter]);
+    next_state.push(Ref::Node(n, 1));
     let graph = Graph {
         nodes: g.nodes,
-        inputs: vec![spec(&[1, FEATURES])],
-        outputs: vec![head],
+        inputs: vec![spec(&[1, features])],
+        outputs: vec![Ref::Node(n, 0), head],
         next_state,
     };
     let options = Options { readback: true, instances: 1 };
     Program::compile(device, graph, g.params, state, options).unwrap()
 }
 
-fn frame(session: &Session, x: &[u8]) -> f64 {
-    let began = Instant::now();
-    let outputs = match session.step(&[Feed::Bytes(x)], Mode::Try).unwrap() {
+fn results(session: &Session, started: Started, feeds: &[Feed]) -> Vec<Output> {
+    match started {
         Started::Done(outputs) => outputs,
         Started::Pending(pending) => pending.wait().unwrap(),
-        Started::Busy => match session.step(&[Feed::Bytes(x)], Mode::Block).unwrap() {
+        Started::Busy => match session.step(feeds, Mode::Block).unwrap() {
             Started::Done(outputs) => outputs,
             _ => panic!("a blocking step is done when it returns"),
         },
-    };
+    }
+}
+
+fn frame(session: &Session, x: &[u8]) -> f64 {
+    let began = Instant::now();
+    let feeds = [Feed::Bytes(x)];
+    let outputs = results(session, session.step(&feeds, Mode::Try).unwrap(), &feeds);
     let took = began.elapsed().as_secs_f64() * 1e6;
-    assert_eq!(outputs.len(), 1);
+    assert_eq!(outputs.len(), 2);
     took
+}
+
+fn prepare(session: &Session, x: &[u8]) {
+    let feeds = [Feed::Bytes(x)];
+    match session.prepare(&feeds, Mode::Try).unwrap() {
+        Some(Started::Pending(run)) => drop(run.wait().unwrap()),
+        Some(Started::Busy) => drop(session.prepare(&feeds, Mode::Block).unwrap()),
+        Some(Started::Done(_)) | None => {}
+    }
 }
 
 fn report(kind: &str, device: &Device, how: &str, kernels: usize, mut times: Vec<f64>) {
@@ -138,10 +169,11 @@ fn report(kind: &str, device: &Device, how: &str, kernels: usize, mut times: Vec
     let at = |q: f64| times[((times.len() - 1) as f64 * q).round() as usize];
     println!(
         "{{\"case\": \"frame/{kind}\", \"device\": \"{}\", \"from\": \"rust\", \"pacing\": \"{how}\", \
-         \"frames\": {}, \"kernel_nodes\": {kernels}, \"p50\": {:.1}, \"p95\": {:.1}, \"p99\": {:.1}, \
+         \"frames\": {}, \"kernel_nodes\": {kernels}, \"p10\": {:.2}, \"p50\": {:.2}, \"p95\": {:.1}, \"p99\": {:.1}, \
          \"p999\": {:.1}, \"max\": {:.1}}}",
         device.id(),
         times.len(),
+        at(0.1),
         at(0.5),
         at(0.95),
         at(0.99),
@@ -155,35 +187,52 @@ fn main() {
     let id = if args.first().is_some_and(|a| a == "cuda") { Id::Cuda(0) } else { Id::Cpu };
     let count = |i: usize, default| args.get(i).and_then(|a| a.parse().ok()).unwrap_or(default);
     let (frames, paced) = (count(1, 5000), count(2, 600));
+    let kinds = args.get(3).map_or("least,mlp,lstm,gru", String::as_str);
     let device = Device::open(id, None).unwrap();
-    for kind in ["mlp", "lstm", "gru"] {
+    let other = vec![1u8; OTHER];
+    for kind in kinds.split(',') {
         let program = program(&device, kind);
         let session = Session::new(&program).unwrap();
         let kernels = program.info().kernel_nodes;
-        let x: Vec<u8> = (0..FEATURES).flat_map(|i| (i as f32 / 288.0).to_ne_bytes()).collect();
+        let x: Vec<u8> =
+            (0..sizes(kind).0).flat_map(|i| (i as f32 / 288.0).to_ne_bytes()).collect();
         for _ in 0..200 {
             frame(&session, &x);
         }
         let times = (0..frames).map(|_| frame(&session, &x)).collect();
         report(kind, &device, "back to back", kernels, times);
         let period = Duration::from_nanos(16_666_667);
-        let mut next = Instant::now();
-        let mut times = Vec::new();
-        for _ in 0..paced {
-            next += period;
-            std::thread::sleep(next.saturating_duration_since(Instant::now()));
-            times.push(frame(&session, &x));
+        for prepared in [false, true] {
+            let mut next = Instant::now();
+            let mut times = Vec::new();
+            for _ in 0..paced {
+                next += period;
+                if prepared {
+                    let early = next - Duration::from_micros(1500);
+                    std::thread::sleep(early.saturating_duration_since(Instant::now()));
+                    prepare(&session, &x);
+                }
+                std::thread::sleep(next.saturating_duration_since(Instant::now()));
+                times.push(frame(&session, &x));
+            }
+            let how = if prepared { "60 Hz, prepared" } else { "60 Hz" };
+            report(kind, &device, how, kernels, times);
         }
-        report(kind, &device, "60 Hz", kernels, times);
-        let mut times = Vec::new();
-        for _ in 0..paced {
-            next += period;
-            let early = next - Duration::from_micros(1500);
-            std::thread::sleep(early.saturating_duration_since(Instant::now()));
-            session.prepare(Mode::Block).unwrap();
-            std::thread::sleep(next.saturating_duration_since(Instant::now()));
-            times.push(frame(&session, &x));
+        for prepared in [false, true] {
+            let mut times = Vec::new();
+            for _ in 0..paced {
+                std::hint::black_box(other.iter().step_by(64).map(|&b| b as u64).sum::<u64>());
+                if prepared {
+                    prepare(&session, &x);
+                    let began = Instant::now();
+                    while began.elapsed() < Duration::from_micros(300) {
+                        std::hint::spin_loop();
+                    }
+                }
+                times.push(frame(&session, &x));
+            }
+            let how = if prepared { "cold, prepared" } else { "cold" };
+            report(kind, &device, how, kernels, times);
         }
-        report(kind, &device, "60 Hz, prepared", kernels, times);
     }
 }

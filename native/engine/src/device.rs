@@ -81,6 +81,10 @@ impl Device {
         }
     }
 
+    pub fn is_cpu(&self) -> bool {
+        matches!(self, Device::Cpu(_))
+    }
+
     pub fn same(&self, other: &Device) -> bool {
         Arc::ptr_eq(self.pool(), other.pool())
     }

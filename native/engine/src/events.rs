@@ -56,10 +56,13 @@ pub(crate) fn tell_some(event: impl FnOnce() -> Option<Event>) {
 }
 
 /// The events since the last time, in their order. Costs the load of a flag where there are none.
+#[inline]
 pub fn take() -> Vec<Event> {
-    if !WAITING.load(Ordering::Acquire) {
-        return Vec::new();
-    }
+    if WAITING.load(Ordering::Acquire) { take_waiting() } else { Vec::new() }
+}
+
+#[cold]
+fn take_waiting() -> Vec<Event> {
     let mut queue = lock(&QUEUE);
     WAITING.store(false, Ordering::Release);
     std::mem::take(&mut *queue)

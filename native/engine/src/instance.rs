@@ -1,6 +1,7 @@
 //! One instance of a program: an arena with fixed slots and, on CUDA, its captured graphs.
 
 use std::ops::Range;
+use std::slice;
 use std::time::Duration;
 
 use crate::call::{Call, View};
@@ -75,14 +76,16 @@ impl Slots {
         windows: &[Window],
         mut execute: impl FnMut(&Call) -> Result<()>,
     ) -> Result<()> {
+        let (mut inputs, mut outputs) = (Vec::with_capacity(16), Vec::with_capacity(4));
         for step in &plan.steps {
             let view = |(place, spec)| {
                 let constant = matches!(place, Place::Param(_));
                 View { addr: self.addr(place, parity, windows), spec, constant }
             };
-            let inputs: Vec<_> =
-                step.inputs.iter().map(|i| i.as_ref().map(|(p, spec)| view((*p, spec)))).collect();
-            let outputs: Vec<_> = step.outputs.iter().map(|(p, spec)| view((*p, spec))).collect();
+            inputs.clear();
+            outputs.clear();
+            inputs.extend(step.inputs.iter().map(|i| i.as_ref().map(|(p, spec)| view((*p, spec)))));
+            outputs.extend(step.outputs.iter().map(|(p, spec)| view((*p, spec))));
             execute(&Call {
                 op: &step.op,
                 inputs: &inputs,
@@ -133,8 +136,9 @@ impl Instance {
         }
     }
 
-    /// Starts a run (on the CPU: makes it).
-    pub fn start(&mut self, program: &Program, feeds: &[Feed]) -> Result<()> {
+    /// Starts a run (on the CPU: makes it). Where it is a rehearsal the next run reads the same
+    /// states: what this one leaves is nobody's.
+    pub fn start(&mut self, program: &Program, feeds: &[Feed], rehearsal: bool) -> Result<()> {
         let results = match (&mut self.runner, &self.device) {
             (Some(runner), _) => runner.start(program, &self.slots, self.parity, feeds)?,
             (None, Device::Cpu(cpu)) => {
@@ -143,7 +147,7 @@ impl Instance {
             (None, Device::Cuda(_)) => None,
         };
         // Only now: a run that failed leaves the states that have two slots as they were.
-        if program.plan.alternates {
+        if program.plan.alternates && !rehearsal {
             self.parity ^= 1;
         }
         self.results = results;
@@ -247,9 +251,9 @@ fn run_on_cpu(
                 Output::Tensor(tensor)
             }
             None => {
-                let mut bytes = vec![0; spec.bytes()];
-                cpu.read(addr, &mut bytes)?;
-                Output::Bytes(bytes)
+                // SAFETY: the value's place in the arena, which the run has written.
+                let bytes = unsafe { slice::from_raw_parts(addr as *const u8, spec.bytes()) };
+                Output::Bytes(bytes.to_vec())
             }
         })
     });

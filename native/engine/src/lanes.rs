@@ -54,10 +54,17 @@ impl Lanes {
             {
                 state.waiting.pop_front();
                 // The next in the queue may find another free instance.
-                self.freed.notify_all();
+                self.wake(&state);
                 return Held { lanes: Arc::clone(self), instance: Some(instance) };
             }
             state = self.freed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Where nobody waits, and so in a frame, it costs no call to the system.
+    fn wake(&self, state: &State) {
+        if !state.waiting.is_empty() {
+            self.freed.notify_all();
         }
     }
 
@@ -102,8 +109,9 @@ impl DerefMut for Held {
 impl Drop for Held {
     fn drop(&mut self) {
         if let Some(instance) = self.instance.take() {
-            lock(&self.lanes.state).free.push(instance);
-            self.lanes.freed.notify_all();
+            let mut state = lock(&self.lanes.state);
+            state.free.push(instance);
+            self.lanes.wake(&state);
         }
     }
 }

@@ -112,12 +112,22 @@ pub enum Started {
 
 /// A run under way. Dropping it gives the instance back without its results.
 #[derive(Debug)]
-pub struct Pending(Held);
+pub struct Pending {
+    held: Held,
+    began: Instant,
+    /// Of a rehearsal: what is to be armed after it.
+    rehearsed: Option<Arc<Program>>,
+}
 
 impl Pending {
     /// Blocks until the results are there.
     pub fn wait(mut self) -> Result<Vec<Output>> {
-        self.0.finish()
+        let outputs = self.held.finish()?;
+        self.held.lanes().note_run(self.began.elapsed());
+        if let Some(program) = self.rehearsed {
+            self.held.arm(&program, false)?;
+        }
+        Ok(outputs)
     }
 }
 
@@ -207,9 +217,12 @@ impl Program {
         &self.info
     }
 
-    pub fn run(&self, feeds: &[Feed], mode: Mode) -> Result<Started> {
+    pub fn run(self: &Arc<Self>, feeds: &[Feed], mode: Mode) -> Result<Started> {
         match &self.lanes {
-            Some(lanes) => run(self, lanes, feeds, mode),
+            Some(lanes) => {
+                let run = run(self, lanes, feeds, mode, Purpose::Results)?;
+                Ok(run.unwrap_or(Started::Busy))
+            }
             None => {
                 Err(Error::argument("program", "it has a state: run it with Nitrox.Session.step/2"))
             }
@@ -226,6 +239,11 @@ impl Program {
             .map(|spec| Tensor::uninit(&self.device, spec.clone()))
             .collect::<Result<_>>()
             .map(Some)
+    }
+
+    /// Whether a run can be made for nobody, and somebody sees its end.
+    fn can_rehearse(&self) -> bool {
+        self.plan.repeatable && (self.options.readback || self.device.is_cpu())
     }
 
     fn check_feeds(&self, feeds: &[Feed]) -> Result<()> {
@@ -273,33 +291,57 @@ fn expect_device(device: &Device, tensor: &Tensor) -> Result<()> {
     Err(Error::Device { expected: device.id().to_string(), got: tensor.device().id().to_string() })
 }
 
-fn run(program: &Program, lanes: &Arc<Lanes>, feeds: &[Feed], mode: Mode) -> Result<Started> {
+/// Whether a run counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    Results,
+    /// The states stay, and where it is over the next run is armed. `Busy` says that it needs the
+    /// time of [`Mode::Block`], which does not queue for it.
+    Rehearsal,
+}
+
+/// One function for both, so that a rehearsal leaves the very code of a run in the caches. `None` is
+/// a rehearsal that is not made.
+fn run(
+    program: &Arc<Program>,
+    lanes: &Arc<Lanes>,
+    feeds: &[Feed],
+    mode: Mode,
+    purpose: Purpose,
+) -> Result<Option<Started>> {
+    let (rehearsal, hurry) = (purpose == Purpose::Rehearsal, mode == Mode::Try);
     program.check_feeds(feeds)?;
-    let mut held = match mode {
-        Mode::Block => lanes.take(),
-        Mode::Try => {
-            // On the CPU the run happens on this very thread.
-            if matches!(program.device, Device::Cpu(_)) && lanes.last_run() > INLINE {
-                return Ok(Started::Busy);
-            }
-            match lanes.try_take() {
-                Some(held) => held,
-                None => return Ok(Started::Busy),
-            }
-        }
+    // On the CPU the run happens on this very thread.
+    let long = (rehearsal || hurry && program.device.is_cpu()) && lanes.last_run() > INLINE;
+    let held = match mode {
+        _ if long || rehearsal && !program.can_rehearse() => None,
+        Mode::Block if !rehearsal => Some(lanes.take()),
+        _ => lanes.try_take(),
     };
-    if mode == Mode::Try && !held.ready(feeds)? {
-        return Ok(Started::Busy);
+    let Some(mut held) = held else { return Ok((!rehearsal).then_some(Started::Busy)) };
+    if (hurry || rehearsal) && !held.ready(feeds)? {
+        return Ok((!rehearsal).then_some(Started::Busy));
+    }
+    // A rehearsal begins as the run will. The first time another graph is captured.
+    if rehearsal && !held.arm(program, hurry)? {
+        return Ok(Some(Started::Busy));
     }
     let began = Instant::now();
-    held.start(program, feeds)?;
-    let spin = if mode == Mode::Try { Some(SPIN) } else { None };
-    let outcome = held.poll(spin)?;
+    held.start(program, feeds, rehearsal)?;
+    let outcome = held.poll(hurry.then_some(SPIN))?;
     held.lanes().note_run(began.elapsed());
-    Ok(match outcome {
-        Outcome::Done(outputs) => Started::Done(outputs),
-        Outcome::Running => Started::Pending(Pending(held)),
-    })
+    Ok(Some(match outcome {
+        Outcome::Done(outputs) => {
+            if rehearsal {
+                held.arm(program, hurry)?;
+            }
+            Started::Done(outputs)
+        }
+        Outcome::Running => {
+            let rehearsed = rehearsal.then(|| Arc::clone(program));
+            Started::Pending(Pending { held, began, rehearsed })
+        }
+    }))
 }
 
 /// A program with a state of its own, an instance of its own.
@@ -330,20 +372,20 @@ impl Session {
     /// One run: reads the state, leaves the next one. Where a run fails the state is as before,
     /// but for states that are written in place; where it fails for want of memory it has not begun.
     pub fn step(&self, feeds: &[Feed], mode: Mode) -> Result<Started> {
-        run(&self.program, &self.lanes, feeds, mode)
+        let run = run(&self.program, &self.lanes, feeds, mode, Purpose::Results)?;
+        Ok(run.unwrap_or(Started::Busy))
     }
 
-    /// On CUDA: has the next step wait on the device for its inputs, for some milliseconds, so that
-    /// it begins without a call to the driver. Nothing happens where a step is under way, where
-    /// steps are long, or where a step could not be thrown away again. False where [`Mode::Try`]
-    /// does not allow it the time: the first call captures another graph.
-    pub fn prepare(&self, mode: Mode) -> Result<bool> {
-        match self.lanes.try_take() {
-            Some(mut held) if self.lanes.last_run() <= INLINE => {
-                held.arm(&self.program, mode == Mode::Try)
-            }
-            _ => Ok(true),
-        }
+    /// Makes a step on these feeds for nobody: the states stay as they are, and the results are only
+    /// there so that the caller may do with them what it does with a step's. Then, on CUDA, the next
+    /// step waits on the device for its inputs, for some milliseconds, so that it begins without a
+    /// call to the driver.
+    ///
+    /// Nothing happens, and the answer is `None`, where a step is under way, where steps are long or
+    /// there was none yet, where a step can't be thrown away, and on CUDA where its outputs are
+    /// tensors, whose end nobody waits for.
+    pub fn prepare(&self, feeds: &[Feed], mode: Mode) -> Result<Option<Started>> {
+        run(&self.program, &self.lanes, feeds, mode, Purpose::Rehearsal)
     }
 
     /// Copies of the states.

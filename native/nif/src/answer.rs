@@ -26,7 +26,7 @@ pub enum Instead {
     /// `{:closed, device}`: the device has to be opened first, which is no work for this scheduler.
     Closed(Id),
     /// `{:pending, run}`: the GPU is at it, and the results are to be had from `wait`.
-    Pending(Pending),
+    Pending(Box<Pending>),
 }
 
 pub type Answer<T> = Result<T, Instead>;
@@ -64,7 +64,7 @@ pub fn answer<'a>(env: Env<'a>, body: impl FnOnce() -> Answer<Term<'a>>) -> Term
         Ok(Err(Instead::Heavy)) => atoms::heavy().to_term(env),
         Ok(Err(Instead::Closed(id))) => (atoms::closed(), device(env, id)).encode(env),
         Ok(Err(Instead::Pending(run))) => {
-            (atoms::pending(), programs::pending(env, run)).encode(env)
+            (atoms::pending(), programs::pending(env, *run)).encode(env)
         }
         Err(panic) => {
             let message = format!("internal error: panicked: {}", panic_text(&*panic));

@@ -89,10 +89,8 @@ nifs! {
     "Normal" program_run(program, feeds) => programs::run, Normal;
     "DirtyIo" program_run_dirty(program, feeds) => programs::run, Dirty;
     "DirtyCpu" session_new(program) => programs::session_new;
-    "Normal" session_step(session, feeds) => programs::step, Normal;
-    "DirtyIo" session_step_dirty(session, feeds) => programs::step, Dirty;
-    "Normal" session_prepare(session) => programs::prepare, Normal;
-    "DirtyIo" session_prepare_dirty(session) => programs::prepare, Dirty;
+    "Normal" session_step(session, feeds, prepare) => programs::step, Normal;
+    "DirtyIo" session_step_dirty(session, feeds, prepare) => programs::step, Dirty;
     "DirtyIo" session_snapshot(session) => programs::snapshot;
     "DirtyIo" session_restore(session, state) => programs::restore;
     "DirtyIo" session_fork(session) => programs::fork;

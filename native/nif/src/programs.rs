@@ -14,12 +14,12 @@ use rustler::{Binary, Encoder, Env, NewBinary, Resource, ResourceArc, Term};
 
 use crate::answer::{Answer, Instead};
 use crate::devices;
-use crate::tensors::{self, On, list};
+use crate::tensors::{self, On, each, list};
 use crate::term::{DecodeError, decode};
 
 mod atoms {
     rustler::atoms! {
-        ok, steps, kernel_nodes, copy_nodes, arena_bytes, parameter_bytes, instances
+        ok, nil, steps, kernel_nodes, copy_nodes, arena_bytes, parameter_bytes, instances
     }
 }
 
@@ -35,6 +35,9 @@ impl Resource for ProgramHandle {}
 impl Resource for SessionHandle {}
 #[rustler::resource_impl]
 impl Resource for PendingHandle {}
+
+/// More feeds than most programs have.
+const FEEDS: usize = 4;
 
 fn program<'a>(term: Term<'a>) -> Answer<&'a Arc<Program>> {
     match term.try_get_resource::<ProgramHandle>() {
@@ -106,16 +109,26 @@ pub fn run<'a>(env: Env<'a>, on: On, term: Term<'a>, feeds: Term<'a>) -> Answer<
     with_feeds(feeds, |feeds| started(env, program.run(feeds, mode(on))?))
 }
 
-pub fn step<'a>(env: Env<'a>, on: On, term: Term<'a>, feeds: Term<'a>) -> Answer<Term<'a>> {
+/// A step, or what prepares one: its results then, or `nil` where none was made. One NIF for both, so
+/// that the code of a step is in the caches when it comes.
+pub fn step<'a>(
+    env: Env<'a>,
+    on: On,
+    term: Term<'a>,
+    feeds: Term<'a>,
+    prepare: Term<'a>,
+) -> Answer<Term<'a>> {
     let session = session(term)?;
-    with_feeds(feeds, |feeds| started(env, session.step(feeds, mode(on))?))
-}
-
-pub fn prepare<'a>(env: Env<'a>, on: On, term: Term<'a>) -> Answer<Term<'a>> {
-    match session(term)?.prepare(mode(on))? {
-        true => Ok(atoms::ok().to_term(env)),
-        false => Err(Instead::Heavy),
-    }
+    let prepare: bool = prepare
+        .decode()
+        .map_err(|_| DecodeError::expected("true or false", prepare).of("prepare"))?;
+    with_feeds(feeds, |feeds| {
+        let run = match prepare {
+            false => Some(session.step(feeds, mode(on))?),
+            true => session.prepare(feeds, mode(on))?,
+        };
+        run.map_or(Ok(atoms::nil().to_term(env)), |run| started(env, run))
+    })
 }
 
 /// The results of a run that was pending.
@@ -160,31 +173,29 @@ fn mode(on: On) -> Mode {
     }
 }
 
-enum Held<'a> {
-    Bytes(Binary<'a>),
-    Tensor(Arc<Tensor>),
-}
-
 /// Each feed is a binary or a tensor's reference.
 fn with_feeds<'a, T>(feeds: Term<'a>, run: impl FnOnce(&[Feed]) -> Answer<T>) -> Answer<T> {
-    let mut held = Vec::new();
-    for (i, term) in list("inputs", feeds)?.into_iter().enumerate() {
+    enum Held<'a> {
+        Bytes(&'a [u8]),
+        Tensor(Arc<Tensor>),
+    }
+    let mut held = Vec::with_capacity(FEEDS);
+    each("inputs", feeds, |i, term| {
         held.push(match Binary::from_term(term) {
-            Ok(bytes) => Held::Bytes(bytes),
+            Ok(bytes) => Held::Bytes(bytes.as_slice()),
             Err(_) if term.is_ref() => Held::Tensor(tensors::get(&format!("inputs[{i}]"), term)?),
             Err(_) => {
                 let error = DecodeError::expected("a tensor or a binary", term);
                 return Err(error.at(i).of("inputs").into());
             }
         });
-    }
-    let feeds: Vec<_> = held
-        .iter()
-        .map(|h| match h {
-            Held::Bytes(bytes) => Feed::Bytes(bytes.as_slice()),
-            Held::Tensor(tensor) => Feed::Tensor(tensor),
-        })
-        .collect();
+        Ok(())
+    })?;
+    let mut feeds = Vec::with_capacity(FEEDS);
+    feeds.extend(held.iter().map(|h| match h {
+        Held::Bytes(bytes) => Feed::Bytes(bytes),
+        Held::Tensor(tensor) => Feed::Tensor(tensor),
+    }));
     run(&feeds)
 }
 
@@ -192,17 +203,16 @@ fn started<'a>(env: Env<'a>, run: Started) -> Answer<Term<'a>> {
     match run {
         Started::Done(results) => Ok(outputs(env, results)),
         Started::Busy => Err(Instead::Heavy),
-        Started::Pending(run) => Err(Instead::Pending(run)),
+        Started::Pending(run) => Err(Instead::Pending(Box::new(run))),
     }
 }
 
 fn outputs<'a>(env: Env<'a>, outputs: Vec<Output>) -> Term<'a> {
-    let terms: Vec<_> = outputs
-        .into_iter()
-        .map(|output| match output {
+    let empty = Term::list_new_empty(env);
+    outputs.into_iter().rev().fold(empty, |list, output| {
+        list.list_prepend(match output {
             Output::Tensor(tensor) => tensors::make(env, tensor),
             Output::Bytes(bytes) => NewBinary::from_slice(env, &bytes).into(),
         })
-        .collect();
-    terms.encode(env)
+    })
 }

@@ -51,13 +51,26 @@ pub fn get(what: &str, term: Term) -> Answer<Arc<Tensor>> {
 /// The elements of a proper list.
 pub fn list<'a>(what: &str, term: Term<'a>) -> Answer<Vec<Term<'a>>> {
     let mut elements = Vec::new();
-    let mut rest = term;
+    each(what, term, |_, element| {
+        elements.push(element);
+        Ok(())
+    })?;
+    Ok(elements)
+}
+
+/// Gives `take` each element of a proper list, with its place.
+pub fn each<'a>(
+    what: &str,
+    term: Term<'a>,
+    mut take: impl FnMut(usize, Term<'a>) -> Answer<()>,
+) -> Answer<()> {
+    let (mut rest, mut place) = (term, 0);
     while let Ok((head, tail)) = rest.list_get_cell() {
-        elements.push(head);
-        rest = tail;
+        take(place, head)?;
+        (rest, place) = (tail, place + 1);
     }
     match rest.is_empty_list() {
-        true => Ok(elements),
+        true => Ok(()),
         false => Err(DecodeError::expected("a list", rest).of(what).into()),
     }
 }

@@ -135,6 +135,43 @@ fn fading(device: &Device, free: bool) -> Arc<Program> {
     Program::compile(device, graph, params, state, options(true)).unwrap()
 }
 
+/// In either mode. The results of the rehearsal, if there was one.
+fn prepare(session: &Session, feeds: &[Feed]) -> Option<Vec<Output>> {
+    let rehearsal = match session.prepare(feeds, Mode::Try).unwrap() {
+        Some(Started::Busy) => session.prepare(feeds, Mode::Block).unwrap(),
+        other => other,
+    };
+    rehearsal.map(done)
+}
+
+#[test]
+fn a_rehearsal_gives_what_the_step_after_it_gives() {
+    for device in devices() {
+        for free in [false, true] {
+            let session = Session::new(&fading(&device, free)).unwrap();
+            let place = 3i32.to_ne_bytes();
+            let mut random = Random(11);
+            let mut rehearsed = 0;
+            for frame in 0..200 {
+                let x = bytes(&random.floats(1));
+                let mut feeds = vec![Feed::Bytes(&x[..])];
+                feeds.extend(free.then_some(Feed::Bytes(&place)));
+                let rehearsal = prepare(&session, &feeds);
+                // How long a step takes is not known before the first.
+                assert!(frame > 0 || rehearsal.is_none());
+                let outputs = done(session.step(&feeds, Mode::Block).unwrap());
+                if let Some(results) = rehearsal {
+                    rehearsed += 1;
+                    let [a, b] =
+                        [results, outputs].map(|o| o.iter().map(values).collect::<Vec<_>>());
+                    assert_eq!(a, b, "frame {frame} on {:?}", device.id());
+                }
+            }
+            assert_eq!(rehearsed > 0, !free, "{rehearsed} rehearsals on {:?}", device.id());
+        }
+    }
+}
+
 #[test]
 fn a_prepared_step_gives_what_it_gives_unprepared() {
     for device in devices() {
@@ -149,7 +186,7 @@ fn a_prepared_step_gives_what_it_gives_unprepared() {
                 let mut feeds = vec![Feed::Bytes(&x[..])];
                 feeds.extend(free.then_some(Feed::Bytes(&place)));
                 // In time, about when the device gives up, and too late.
-                prepared.prepare(Mode::Block).unwrap();
+                prepare(&prepared, &feeds);
                 let wait = [0, 0, 300, 2_000, 4_900, 4_990, 5_000, 5_010, 5_100, 7_000];
                 let wait = wait[if frame < 200 { 0 } else { random.below(wait.len()) }];
                 let began = std::time::Instant::now();
@@ -162,7 +199,7 @@ fn a_prepared_step_gives_what_it_gives_unprepared() {
                     2 => {
                         let other = prepared.fork().unwrap();
                         other.step(&feeds, Mode::Block).unwrap();
-                        other.prepare(Mode::Block).unwrap(); // and goes
+                        prepare(&other, &feeds); // and goes
                     }
                     _ => {}
                 }
@@ -400,7 +437,9 @@ fn random_programs_equal_their_ops_run_one_by_one() {
             let session = Session::new(&program).unwrap();
             for frame in 0..4 {
                 if random.below(3) == 0 {
-                    session.prepare(Mode::Block).unwrap();
+                    let host: Vec<_> =
+                        graph.inputs.iter().map(|_| bytes(&random.floats(60))).collect();
+                    prepare(&session, &host.iter().map(|b| Feed::Bytes(b)).collect::<Vec<_>>());
                 }
                 let inputs: Vec<_> = graph.inputs.iter().map(|_| fresh(&mut random)).collect();
                 let host: Vec<_> = inputs.iter().map(|t| t.to_bytes().unwrap()).collect();
