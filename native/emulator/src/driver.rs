@@ -265,9 +265,10 @@ driver! {
             put(value.cast::<CUcontext>(), owner.context())
         } else if asked(About::CU_POINTER_ATTRIBUTE_MEMORY_TYPE) {
             put(value.cast(), if on_host { HOST } else { DEVICE })
-        } else if asked(About::CU_POINTER_ATTRIBUTE_DEVICE_POINTER) {
-            put(value.cast(), address)
-        } else if asked(About::CU_POINTER_ATTRIBUTE_HOST_POINTER) && on_host {
+        } else if asked(About::CU_POINTER_ATTRIBUTE_DEVICE_POINTER)
+            || asked(About::CU_POINTER_ATTRIBUTE_HOST_POINTER) && on_host
+        {
+            // One address for both.
             put(value.cast(), address)
         } else if asked(About::CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL) {
             put(value.cast(), owner.ordinal as c_int)

@@ -105,8 +105,10 @@ pub fn unsafe_call() -> Result<()> {
         return Ok(());
     }
     let all: Vec<_> = lock(&UNDER_WAY).iter().filter_map(Weak::upgrade).filter(forbids).collect();
-    let broken = all.iter().map(|c| c.invalidate(Code::STREAM_CAPTURE_UNSUPPORTED)).last();
-    broken.map_or(Ok(()), Err)
+    for capture in &all {
+        capture.invalidate(Code::STREAM_CAPTURE_UNSUPPORTED);
+    }
+    if all.is_empty() { Ok(()) } else { Err(Code::STREAM_CAPTURE_UNSUPPORTED) }
 }
 
 impl Capture {
