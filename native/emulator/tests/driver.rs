@@ -90,8 +90,8 @@ const INVALID_CLUSTER_SIZE: c_uint = 912;
 
 /// The driver's calls, which the tests give what their manual asks for.
 macro_rules! cu {
-    // SAFETY: each pointer is of a place that lives for the call, and each handle is the driver's.
     ($call:expr) => {
+        // SAFETY: each pointer is of a place that lives for the call; each handle is the driver's.
         unsafe { $call }
     };
 }
