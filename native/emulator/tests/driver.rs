@@ -517,9 +517,9 @@ fn lost() {
     };
     assert_eq!(store(block), 0);
     assert_eq!(read(stream, block, 1), [9]);
+    ok!(cuEventRecord(event, stream));
     // Just behind the block.
     assert_eq!(store(block + 4), 0);
-    ok!(cuEventRecord(event, stream));
     assert_eq!(cu!(cuStreamSynchronize(stream)), ILLEGAL_ADDRESS);
     assert!(explain(ILLEGAL_ADDRESS).contains("store"), "{}", explain(ILLEGAL_ADDRESS));
     let (mut address, mut handle) = (0, ptr::null_mut());
