@@ -67,6 +67,7 @@ impl Card {
         let sms = number("NITROX_EMULATOR_SMS", 16_u32)?.max(1);
         let memory = number("NITROX_EMULATOR_MEMORY", 4096_usize)?.max(1) << 20;
         let count = number("NITROX_EMULATOR_DEVICES", 1)?;
+        let count = env::var("CUDA_VISIBLE_DEVICES").map_or(count, |list| visible(&list, count));
         Ok((count, Card::new(&arch, sms, memory)?))
     }
 
@@ -86,6 +87,12 @@ impl Card {
     }
 }
 
+/// How many of the devices a list of them leaves; it ends with the first that is none.
+fn visible(list: &str, count: u32) -> u32 {
+    let known = |item: &str| item.trim().parse().is_ok_and(|n: u32| n < count);
+    list.split(',').take_while(|item| known(item)).count() as u32
+}
+
 fn text(name: &str) -> Option<String> {
     env::var(name).ok().filter(|v| !v.is_empty())
 }
@@ -98,7 +105,7 @@ fn number<N: FromStr>(name: &str, default: N) -> Result<N, String> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use super::Card;
+    use super::{Card, visible};
 
     #[test]
     fn cubins_of_other_chips_do_not_load() {
@@ -111,5 +118,11 @@ mod tests {
         assert_eq!(loads(&hopper), ["sm_90", "sm_90a"]);
         assert_eq!(loads(&ampere), ["sm_80", "sm_86"]);
         assert!(Card::new("sm_70", 16, 1 << 30).is_err());
+    }
+
+    #[test]
+    fn devices_can_be_hidden() {
+        let counts = ["-1", "", "0", "1,0", "0,7,1"].map(|list| visible(list, 2));
+        assert_eq!(counts, [0, 0, 1, 2, 1]);
     }
 }

@@ -537,7 +537,8 @@ driver! {
         }
         let asked = Asked::new(config, function.device)?;
         let launch = Arc::new(function.launch(&asked, function.params(params)?)?);
-        stream.submit(Work::Kernel { kernel: Arc::clone(&function.kernel), launch })
+        let kernel = Arc::clone(&function.kernel);
+        stream.submit(Work::Kernel { kernel, launch, early: asked.early })
     }
 }
 

@@ -20,6 +20,8 @@ pub enum Work {
     Kernel {
         kernel: Arc<Kernel>,
         launch: Arc<Launch>,
+        /// Whether it may begin before what is ahead of it has ended.
+        early: bool,
     },
     /// A copy between places of which those that are the device's must still be.
     Copy {
@@ -210,7 +212,7 @@ impl Work {
             Side::Host(at) => Ok(ptr::with_exposed_provenance_mut(at as usize)),
         };
         match self {
-            Work::Kernel { kernel, launch } => machine::run(kernel, launch, &device.memory)?,
+            Work::Kernel { kernel, launch, .. } => machine::run(kernel, launch, &device.memory)?,
             Work::Copy { to, from, bytes } => {
                 let (to, from) = (place(*to, *bytes)?, place(*from, *bytes)?);
                 // SAFETY: the device's ends are allocated, and that the host's are is the caller's
