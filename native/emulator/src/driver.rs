@@ -463,7 +463,7 @@ driver! {
     fn cuEventSynchronize(handle: CUevent) {
         let (device, event) = (current()?, event(handle)?);
         graph::unsafe_call()?;
-        event.synchronize()?;
+        event.synchronize(device)?;
         device.check()
     }
 }

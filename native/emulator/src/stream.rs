@@ -4,8 +4,9 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::ptr;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use crate::code::{Code, Result};
 use crate::device::Device;
@@ -13,6 +14,10 @@ use crate::graph::{Capture, Captured};
 use crate::handle::lock;
 use crate::machine::{self, Fault, FaultKind, Launch};
 use crate::ptx::Kernel;
+
+/// Those who wait look so often whether the device is lost: a kernel that waits for another one's
+/// word then never ends.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// What a stream does.
 #[derive(Clone)]
@@ -138,14 +143,16 @@ impl Stream {
 
     /// Waits for the work queued so far.
     pub fn drain(&self) {
-        let queue = lock(&self.queue);
-        let number = queue.queued;
-        drop(self.wait_until(queue, |q| q.done >= number));
+        let number = lock(&self.queue).queued;
+        self.drain_to(number);
     }
 
-    /// Waits for one piece of work, and for those before it.
+    /// Waits for one piece of work and for those before it, or until the device is lost.
     pub fn drain_to(&self, number: u64) {
-        drop(self.wait_until(lock(&self.queue), |q| q.done >= number));
+        let mut queue = lock(&self.queue);
+        while queue.done < number && self.device.check().is_ok() {
+            queue = self.moved.wait_timeout(queue, LOOK).unwrap_or_else(PoisonError::into_inner).0;
+        }
     }
 
     /// What was queued is still done.
@@ -154,20 +161,12 @@ impl Stream {
         self.moved.notify_all();
     }
 
-    fn wait_until<'a>(
-        &self,
-        mut queue: MutexGuard<'a, Queue>,
-        until: impl Fn(&Queue) -> bool,
-    ) -> MutexGuard<'a, Queue> {
-        while !until(&queue) {
-            queue = self.moved.wait(queue).unwrap_or_else(PoisonError::into_inner);
-        }
-        queue
-    }
-
     fn execute(&self) {
         loop {
-            let mut queue = self.wait_until(lock(&self.queue), |q| q.closed || !q.work.is_empty());
+            let mut queue = lock(&self.queue);
+            while queue.work.is_empty() && !queue.closed {
+                queue = self.moved.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            }
             let Some(work) = queue.work.pop_front() else { return };
             drop(queue);
             self.perform(&work);
@@ -180,7 +179,7 @@ impl Stream {
         match work {
             // Events move on also where the device is lost: those who wait are told by the code.
             Work::Record(event, number) => event.reach(*number),
-            Work::Wait(event, number) => event.wait_for(*number),
+            Work::Wait(event, number) => event.wait_for(*number, || true),
             Work::Graph(all) => all.iter().for_each(|w| self.perform(w)),
             _ if self.device.check().is_err() => {}
             work => {
@@ -303,10 +302,11 @@ impl Event {
         Ok(state.reached >= state.recorded)
     }
 
-    pub fn synchronize(&self) -> Result<()> {
+    /// Waits for what it was last recorded after, or until the device is lost.
+    pub fn synchronize(&self, device: &Device) -> Result<()> {
         self.not_captured()?;
         let number = lock(&self.state).recorded;
-        self.wait_for(number);
+        self.wait_for(number, || device.check().is_ok());
         Ok(())
     }
 
@@ -322,10 +322,10 @@ impl Event {
         self.moved.notify_all();
     }
 
-    fn wait_for(&self, number: u64) {
+    fn wait_for(&self, number: u64, patient: impl Fn() -> bool) {
         let mut state = lock(&self.state);
-        while state.reached < number {
-            state = self.moved.wait(state).unwrap_or_else(PoisonError::into_inner);
+        while state.reached < number && patient() {
+            state = self.moved.wait_timeout(state, LOOK).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 

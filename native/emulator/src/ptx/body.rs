@@ -453,8 +453,12 @@ impl<'s, 'a, 'b> Builder<'s, 'a, 'b> {
         }
         for (arg, &formal) in args.iter().zip(&callee.params) {
             let slot = self.slot_of(arg)?;
-            let mut parts: Vec<_> =
-                self.slots.iter().filter(|((s, _), _)| *s == slot).map(|(&k, &r)| (k.1, r)).collect();
+            let mut parts: Vec<_> = self
+                .slots
+                .iter()
+                .filter(|((s, _), _)| *s == slot)
+                .map(|(&k, &r)| (k.1, r))
+                .collect();
             parts.sort_by_key(|part| part.0);
             for (offset, a) in parts {
                 let d = self.slot_register((formal, offset), a.is_wide())?;
