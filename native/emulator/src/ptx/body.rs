@@ -466,13 +466,12 @@ impl<'s, 'a, 'b> Builder<'s, 'a, 'b> {
             }
         }
         self.emit(Op::Call { target: callee.section as u32, back: callee.back });
-        let formals = self.scope.functions[name].results.iter().map(|v| v.ty.is_wide());
-        let widths: Vec<_> = formals.collect();
-        for ((result, &formal), wide) in results.iter().zip(&callee.results).zip(widths) {
-            let slot = self.slot_of(result)?;
-            let a = self.slot_register((formal, 0), wide)?;
-            let d = self.slot_register((slot, 0), wide)?;
-            self.emit(Op::Mov { d, a });
+        // What comes back is read before the next call: it needs no place of its own.
+        for (result, &formal) in results.iter().zip(&callee.results) {
+            self.slot_of(result)?;
+            if let Operand::Name(name) = *result {
+                self.names[self.here].names.insert(name, Named::Slot(formal));
+            }
         }
         Ok(())
     }

@@ -7,7 +7,7 @@
 //! decode.rs              an opcode and its operands → Op
 //! ```
 
-mod body;
+pub(crate) mod body;
 mod decode;
 mod decode_wide;
 pub mod instruction;
