@@ -169,9 +169,15 @@ impl Stream {
             }
             let Some(work) = queue.work.pop_front() else { return };
             drop(queue);
-            self.perform(&work);
+            // Who is told by an event finds the stream's record of it done, too.
+            if !matches!(work, Work::Record(..)) {
+                self.perform(&work);
+            }
             lock(&self.queue).done += 1;
             self.moved.notify_all();
+            if let Work::Record(event, number) = work {
+                event.reach(number);
+            }
         }
     }
 
