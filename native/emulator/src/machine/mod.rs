@@ -225,7 +225,7 @@ impl<'a> Machine<'a> {
         let each = threads.div_ceil(file::LANES as u32) as usize;
         let warps = (0..blocks * each).map(|i| {
             let block = i / each;
-            Warp::new(kernel, block, i % each, (block % size) as u32, threads)
+            Warp::new(kernel, block, i % each, (block % size) as u32, launch.threads)
         });
         let warps = warps.collect();
         let block = |i: usize| Block {

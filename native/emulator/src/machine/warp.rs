@@ -72,17 +72,40 @@ pub struct Warp {
 }
 
 impl Warp {
-    pub fn new(kernel: &Kernel, block: usize, index: usize, rank: u32, threads: u32) -> Self {
+    pub fn new(
+        kernel: &Kernel,
+        block: usize,
+        index: usize,
+        rank: u32,
+        [x, y, z]: [u32; 3],
+    ) -> Self {
         let mut file = File::new(kernel.registers);
         for &(reg, bits) in &kernel.constants {
             file.fill(reg, bits);
+        }
+        for &(special, reg) in &kernel.specials {
+            let of_lane = |lane: usize| {
+                let thread = (index * LANES + lane) as u32;
+                match special {
+                    Special::Tid(axis) => [thread % x, thread / x % y, thread / x / y][usize::from(axis)],
+                    Special::LaneId => lane as u32,
+                    Special::LaneMaskEq => 1 << lane,
+                    Special::LaneMaskLt => (1 << lane) - 1,
+                    Special::LaneMaskLe => (1 << lane) | ((1 << lane) - 1),
+                    Special::LaneMaskGe => !((1 << lane) - 1),
+                    Special::LaneMaskGt => !((1 << lane) | ((1 << lane) - 1)),
+                    // Set when a block starts.
+                    _ => 0,
+                }
+            };
+            file.set_bits(reg, &std::array::from_fn(|lane| u64::from(of_lane(lane))), ALL);
         }
         Warp {
             file,
             block,
             index,
             rank,
-            threads,
+            threads: x * y * z,
             groups: Vec::with_capacity(4),
             live: 0,
             since: Since::default(),
@@ -108,41 +131,35 @@ impl Warp {
         self.local.fill(0xff);
         self.arrived = None;
         for &(special, reg) in &context.kernel.specials {
-            let row = std::array::from_fn(|lane| self.special(context, special, lane));
-            self.file.set_bits(reg, &row, ALL);
+            if let Some(value) = self.of_block(context, special) {
+                self.file.fill(reg, u64::from(value));
+            }
         }
     }
 
-    fn special(&self, context: &Context<'_>, special: Special, lane: usize) -> u64 {
+    /// A special register that is the same in all lanes, or `None`.
+    fn of_block(&self, context: &Context<'_>, special: Special) -> Option<u32> {
         let (launch, block) = (context.launch, &context.blocks[self.block]);
-        let thread = (self.index * LANES + lane) as u32;
-        let [x, y, _] = launch.threads;
-        let three = |all: [u32; 3], axis: u8| all[usize::from(axis)];
-        let per = |axis: u8| three(launch.blocks, axis) / three(launch.cluster, axis);
-        u64::from(match special {
-            Special::Tid(axis) => three([thread % x, thread / x % y, thread / x / y], axis),
-            Special::Ntid(axis) => three(launch.threads, axis),
-            Special::Ctaid(axis) => three(block.id, axis),
-            Special::Nctaid(axis) => three(launch.blocks, axis),
-            Special::ClusterId(axis) => three(block.id, axis) / three(launch.cluster, axis),
-            Special::ClusterCount(axis) => per(axis),
-            Special::ClusterCtaid(axis) => three(block.id, axis) % three(launch.cluster, axis),
-            Special::ClusterNctaid(axis) => three(launch.cluster, axis),
+        let three = |all: &[u32; 3], axis: u8| all[usize::from(axis)];
+        let size = |axis: u8| three(&launch.cluster, axis);
+        Some(match special {
+            Special::Ntid(axis) => three(&launch.threads, axis),
+            Special::Ctaid(axis) => three(&block.id, axis),
+            Special::Nctaid(axis) => three(&launch.blocks, axis),
+            Special::ClusterId(axis) => three(&block.id, axis) / size(axis),
+            Special::ClusterCount(axis) => three(&launch.blocks, axis) / size(axis),
+            Special::ClusterCtaid(axis) => three(&block.id, axis) % size(axis),
+            Special::ClusterNctaid(axis) => size(axis),
             Special::ClusterRank => self.rank,
             Special::ClusterSize => launch.cluster.iter().product(),
-            Special::LaneId => lane as u32,
             Special::WarpId => self.index as u32,
             Special::WarpCount => self.threads.div_ceil(LANES as u32),
             Special::SmId => self.block as u32,
             Special::SmCount => context.blocks.len() as u32,
             Special::GridId => 1,
-            Special::LaneMaskEq => 1 << lane,
-            Special::LaneMaskLt => (1 << lane) - 1,
-            Special::LaneMaskLe => (1 << lane) | ((1 << lane) - 1),
-            Special::LaneMaskGe => !((1 << lane) - 1),
-            Special::LaneMaskGt => !((1 << lane) | ((1 << lane) - 1)),
             Special::DynamicShared => launch.shared,
             Special::TotalShared => block.shared.bytes.len() as u32,
+            _ => return None,
         })
     }
 

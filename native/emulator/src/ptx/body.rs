@@ -79,6 +79,7 @@ pub struct Builder<'s, 'a, 'b> {
     shared: usize,
     /// Variables of dynamic shared memory: they begin behind all others.
     open: Vec<Reg>,
+    open_align: usize,
     local: usize,
     pub granule: usize,
     line: u32,
@@ -116,6 +117,7 @@ impl<'s, 'a, 'b> Builder<'s, 'a, 'b> {
             placed: HashMap::new(),
             shared: 0,
             open: Vec::new(),
+            open_align: 16,
             local: 0,
             granule: 4,
             line: 0,
@@ -259,11 +261,12 @@ impl<'s, 'a, 'b> Builder<'s, 'a, 'b> {
             // Set when all others have their place.
             let reg = self.fresh(false);
             self.open.push(reg);
+            self.open_align = self.open_align.max(variable.align);
             return reg.index() as u64 | OPEN;
         }
-        let at = self.shared.next_multiple_of(variable.align);
-        self.shared = at + variable.bytes;
-        SHARED_BASE + at as u64
+        let at = (SHARED_BASE as usize + self.shared).next_multiple_of(variable.align);
+        self.shared = at + variable.bytes - SHARED_BASE as usize;
+        at as u64
     }
 
     /// What a name stands for here.
@@ -535,9 +538,10 @@ impl<'s, 'a, 'b> Builder<'s, 'a, 'b> {
                 *target = starts[*target as usize] as u32;
             }
         }
-        // Dynamic shared memory begins at the next 16 bytes.
+        // Dynamic shared memory begins behind the static, where an address is as aligned as it asks.
         if !self.open.is_empty() {
-            self.shared = self.shared.next_multiple_of(16);
+            let end = SHARED_BASE as usize + self.shared;
+            self.shared = end.next_multiple_of(self.open_align) - SHARED_BASE as usize;
         }
         let mut constants: Vec<_> = self.constants.iter().map(|(k, &r)| (r, k.0)).collect();
         constants.extend(self.open.iter().map(|&r| (r, SHARED_BASE + self.shared as u64)));
