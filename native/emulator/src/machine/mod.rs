@@ -149,6 +149,7 @@ impl Context<'_> {
         barrier.count = count;
         barrier.arrived += mask.count_ones();
         self.unsettled = true;
+        self.progress = true;
         Ok(())
     }
 
@@ -157,6 +158,7 @@ impl Context<'_> {
         let first = self.blocks[block].first;
         self.blocks[first].arrived += mask.count_ones();
         self.unsettled = true;
+        self.progress = true;
         self.blocks[first].phase
     }
 
