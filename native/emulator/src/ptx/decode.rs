@@ -108,10 +108,35 @@ pub fn vector(mods: &mut Modifiers<'_>) -> usize {
 
 /// How caches and other threads see an access: there are no caches here.
 const HINTS: &[&str] = &[
-    "nc", "ca", "cg", "cs", "lu", "cv", "wb", "wt", "volatile", "relaxed", "acquire", "release",
-    "acq_rel", "weak", "gpu", "cta", "sys", "cluster", "mmio", "L1::evict_last", "L1::evict_first",
-    "L1::evict_normal", "L1::evict_unchanged", "L1::no_allocate", "L2::64B", "L2::128B",
-    "L2::256B", "entry", "func",
+    "nc",
+    "ca",
+    "cg",
+    "cs",
+    "lu",
+    "cv",
+    "wb",
+    "wt",
+    "volatile",
+    "relaxed",
+    "acquire",
+    "release",
+    "acq_rel",
+    "weak",
+    "gpu",
+    "cta",
+    "sys",
+    "cluster",
+    "mmio",
+    "L1::evict_last",
+    "L1::evict_first",
+    "L1::evict_normal",
+    "L1::evict_unchanged",
+    "L1::no_allocate",
+    "L2::64B",
+    "L2::128B",
+    "L2::256B",
+    "entry",
+    "func",
 ];
 
 fn load<'a>(
@@ -168,7 +193,7 @@ fn store<'a>(
     }
     let mut a = [Reg::narrow(0); 4];
     for (a, from) in a.iter_mut().zip(from) {
-        *a = b.source(from, ty)?;
+        *a = b.wider(from, ty)?;
     }
     let at = b.address(to)?;
     touches(b, space, ty);
@@ -309,6 +334,10 @@ fn arithmetic<'a>(
         [d, x, ..] => (b.target(d)?, b.source(x, ty)?),
         _ => return Err("its operands".into()),
     };
+    let counts = matches!(head, "popc" | "clz" | "bfind");
+    if d.is_wide() != (ty.is_wide() && !counts) {
+        return Err(format!("{:?} as {ty:?}", operands[0]));
+    }
     if let [_, _] = operands {
         return one(head, ty, mode, rough, shift, d, x);
     }
@@ -584,7 +613,7 @@ fn cvt<'a>(
         return Err("the modifier .relu".into());
     }
     let [d, x] = expect(operands)?;
-    let (d, a) = (b.target(d)?, b.source(x, from)?);
+    let (d, a) = (b.target(d)?, b.wider(x, from)?);
     Ok(Op::Cvt { to, from, mode, integral: whole.is_some(), d, a })
 }
 

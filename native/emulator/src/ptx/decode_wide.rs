@@ -2,18 +2,15 @@
 //! clusters and tensor cores.
 
 use super::body::Builder;
-use super::decode::{
-    atom_op, elements, expect, guard, space, target_pred, ty, vector,
-};
+use super::decode::{atom_op, elements, expect, guard, space, target_pred, ty, vector};
 use super::instruction::{Address, Op, Product, Reg, Shuffle, Ty, Vote};
 use super::operand::{Modifiers, Operand};
 
 type Result<T> = std::result::Result<T, String>;
 
 /// How others see it, which is one and the same here.
-const ORDER: &[&str] = &[
-    "relaxed", "acquire", "release", "acq_rel", "sc", "gpu", "cta", "sys", "cluster", "volatile",
-];
+const ORDER: &[&str] =
+    &["relaxed", "acquire", "release", "acq_rel", "sc", "gpu", "cta", "sys", "cluster", "volatile"];
 
 /// `None` where the opcode is none of these.
 pub fn op<'a>(
@@ -186,7 +183,16 @@ fn copy<'a>(
             _ => Err("its count".into()),
         };
     }
-    mods.ignore(&["ca", "cg", "shared", "shared::cta", "global", "L2::64B", "L2::128B", "L2::256B"]);
+    mods.ignore(&[
+        "ca",
+        "cg",
+        "shared",
+        "shared::cta",
+        "global",
+        "L2::64B",
+        "L2::128B",
+        "L2::256B",
+    ]);
     let [to, from, Operand::Int(bytes), rest @ ..] = operands else {
         return Err("its operands".into());
     };

@@ -15,7 +15,10 @@ pub enum Operand<'a> {
     /// `{%r1, %r2}`
     Vector(Vec<Operand<'a>>),
     /// `[%rd1+4]`; without a base, an absolute address.
-    At { base: Option<&'a str>, offset: i64 },
+    At {
+        base: Option<&'a str>,
+        offset: i64,
+    },
     /// `(a, b)`, of a call.
     List(Vec<Operand<'a>>),
 }
@@ -170,9 +173,7 @@ fn number<'a>(word: &str) -> Result<Option<Operand<'a>>, String> {
         Some("0f") => Operand::F32(hex(&lower[2..])? as u32),
         Some("0d") => Operand::F64(hex(&lower[2..])?),
         Some("0x") => Operand::Int(hex(lower[2..].trim_end_matches('u'))? as i64),
-        Some("0b") => {
-            Operand::Int(u64::from_str_radix(&lower[2..], 2).map_err(wrong)? as i64)
-        }
+        Some("0b") => Operand::Int(u64::from_str_radix(&lower[2..], 2).map_err(wrong)? as i64),
         _ if lower.contains('.') => {
             Operand::F64(lower.parse::<f64>().map_err(|_| format!("the number {word}"))?.to_bits())
         }
