@@ -152,7 +152,9 @@ pub fn run(file: &mut File, mask: u32, op: &Op) -> bool {
                 if left { (both << by >> 32) as u32 } else { (both >> by) as u32 }
             });
         }
-        Op::Extract { ty, d, a, b, c } => typed!(ty, extract(file, mask, ty.is_signed(), [d, a, b, c])),
+        Op::Extract { ty, d, a, b, c } => {
+            typed!(ty, extract(file, mask, ty.is_signed(), [d, a, b, c]))
+        }
         Op::Insert { ty, d, a, b, c, e } => typed!(ty, insert(file, mask, [d, a, b, c], e)),
         Op::Permute { d, a, b, c } => {
             map3(file, mask, [d, a, b, c], |a: u32, b: u32, how: u32| {
@@ -245,9 +247,7 @@ fn mad<T: Int>(file: &mut File, mask: u32, hi: bool, r: [Reg; 4]) {
 
 #[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2,fma"))]
 fn sad<T: Int>(file: &mut File, mask: u32, r: [Reg; 4]) {
-    map3(file, mask, r, |a: T, b: T, c: T| {
-        c.add(if a < b { b.sub(a) } else { a.sub(b) })
-    });
+    map3(file, mask, r, |a: T, b: T, c: T| c.add(if a < b { b.sub(a) } else { a.sub(b) }));
 }
 
 #[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2,fma"))]
@@ -342,7 +342,9 @@ fn insert<T: Int>(file: &mut File, mask: u32, [d, a, b, c]: [Reg; 4], length: Re
 #[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2,fma"))]
 fn pack(file: &mut File, mask: u32, d: Reg, parts: &[Reg]) {
     if d.is_wide() && parts.len() == 2 {
-        map2(file, mask, [d, parts[0], parts[1]], |a: u32, b: u32| u64::from(b) << 32 | u64::from(a));
+        map2(file, mask, [d, parts[0], parts[1]], |a: u32, b: u32| {
+            u64::from(b) << 32 | u64::from(a)
+        });
         return;
     }
     let size = if d.is_wide() { 64 } else { 32 } / parts.len() as u32;
@@ -362,8 +364,7 @@ fn unpack(file: &mut File, mask: u32, parts: &[Option<Reg>], a: Reg) {
     let whole = file.bits(a);
     for (i, part) in parts.iter().enumerate() {
         if let Some(part) = *part {
-            let part_bits =
-                whole.map(|bits| bits >> (size * i as u32) & (u64::MAX >> (64 - size)));
+            let part_bits = whole.map(|bits| bits >> (size * i as u32) & (u64::MAX >> (64 - size)));
             file.set_bits(part, &part_bits, mask);
         }
     }
@@ -413,4 +414,3 @@ fn order<T: Int>(file: &File, cmp: Cmp, a: Reg, b: Reg) -> u32 {
         _ => test(file, a, b, |a: T, b: T| a >= b),
     }
 }
-

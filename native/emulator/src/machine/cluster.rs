@@ -64,12 +64,7 @@ impl Mbarrier {
 
 impl Context<'_> {
     /// Of an instruction's address: the block, among those that run, and the place in it.
-    fn barrier_at(
-        &self,
-        warp: &Warp,
-        lane: usize,
-        at: u64,
-    ) -> Result<(usize, usize), Trouble> {
+    fn barrier_at(&self, warp: &Warp, lane: usize, at: u64) -> Result<(usize, usize), Trouble> {
         self.shared_place(warp, lane, at, 8)
     }
 

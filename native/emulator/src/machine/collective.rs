@@ -6,13 +6,7 @@ use super::warp::Warp;
 use crate::ptx::instruction::{AtomOp, Pred, Reg, Shuffle, Ty, Vote};
 
 /// `c` holds a clamp in its lower five bits and from the eighth on the mask of a segment.
-pub fn shuffle(
-    warp: &mut Warp,
-    mask: u32,
-    mode: Shuffle,
-    [d, a, b, c]: [Reg; 4],
-    p: Option<Pred>,
-) {
+pub fn shuffle(warp: &mut Warp, mask: u32, mode: Shuffle, [d, a, b, c]: [Reg; 4], p: Option<Pred>) {
     let (from, by, how) = (warp.file.bits(a), warp.file.bits(b), warp.file.bits(c));
     let (mut out, mut inside) = ([0; LANES], 0u32);
     for lane in lanes(mask) {

@@ -48,7 +48,16 @@ enum Number {
 }
 
 #[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2,fma"))]
-fn convert(file: &mut File, mask: u32, to: Ty, from: Ty, mode: Mode, integral: bool, d: Reg, a: Reg) {
+fn convert(
+    file: &mut File,
+    mask: u32,
+    to: Ty,
+    from: Ty,
+    mode: Mode,
+    integral: bool,
+    d: Reg,
+    a: Reg,
+) {
     let near = mode.round == Round::Nearest && !mode.ftz && !mode.sat && !integral;
     let fits = d.is_wide() == to.is_wide() && a.is_wide() == from.is_wide();
     match (to.integer(), from.integer()) {
@@ -73,7 +82,9 @@ fn convert(file: &mut File, mask: u32, to: Ty, from: Ty, mode: Mode, integral: b
         }
         _ if near && (to, from) == (Ty::F16, Ty::F32) => map(file, mask, d, a, to_f16),
         _ if near && (to, from) == (Ty::Bf16, Ty::F32) => map(file, mask, d, a, to_bf16),
-        _ if near && (to, from) == (Ty::F64, Ty::F32) => map(file, mask, d, a, |x: f32| f64::from(x)),
+        _ if near && (to, from) == (Ty::F64, Ty::F32) => {
+            map(file, mask, d, a, |x: f32| f64::from(x))
+        }
         _ if (to, from) == (Ty::F32, Ty::F32) && mode.sat && !integral && !mode.ftz => {
             map(file, mask, d, a, saturate);
         }

@@ -13,9 +13,12 @@ pub fn flush(x: f32) -> f32 {
     if x.abs() < f32::MIN_POSITIVE { f32::from_bits(x.to_bits() & 1 << 31) } else { x }
 }
 
+/// On bits: of floats the compiler may take one NaN for another.
 #[inline(always)]
 fn canonical(x: f32) -> f32 {
-    if x.is_nan() { f32::from_bits(NAN) } else { x }
+    let bits = x.to_bits();
+    let over = bits & 0x7fff_ffff > f32::INFINITY.to_bits();
+    f32::from_bits(if over { NAN } else { bits })
 }
 
 /// Clamped to [0, 1]; a NaN is 0.
@@ -119,7 +122,9 @@ fn binary(file: &mut File, mask: u32, op: FloatOp, mode: Mode, r: [Reg; 3]) {
             let (sum, error) = two_sum(f64::from(a), -f64::from(b));
             round(sum, error, to)
         }),
-        FloatOp::Mul => finish2(file, mask, mode, r, |a, b| round(f64::from(a) * f64::from(b), 0., to)),
+        FloatOp::Mul => {
+            finish2(file, mask, mode, r, |a, b| round(f64::from(a) * f64::from(b), 0., to))
+        }
         FloatOp::Min => finish2(file, mask, mode, r, |a, b| least(a, b, mode.nan)),
         FloatOp::Max => finish2(file, mask, mode, r, |a, b| -least(-a, -b, mode.nan)),
         FloatOp::Copysign => map2(file, mask, r, |a: f32, b: f32| b.copysign(a)),
@@ -130,9 +135,21 @@ fn binary(file: &mut File, mask: u32, op: FloatOp, mode: Mode, r: [Reg; 3]) {
 #[inline(always)]
 fn least(a: f32, b: f32, nan: bool) -> f32 {
     let zeros = f32::from_bits(a.to_bits() | b.to_bits());
-    let less = if a == b { if a == 0. { zeros } else { a } } else if a < b { a } else { b };
+    let less = if a == b {
+        if a == 0. { zeros } else { a }
+    } else if a < b {
+        a
+    } else {
+        b
+    };
     if a.is_nan() || b.is_nan() {
-        if nan { f32::NAN } else if a.is_nan() { b } else { a }
+        if nan {
+            f32::NAN
+        } else if a.is_nan() {
+            b
+        } else {
+            a
+        }
     } else {
         less
     }
@@ -161,7 +178,11 @@ fn binary_f64(file: &mut File, mask: u32, op: FloatOp, mode: Mode, r: [Reg; 3]) 
         FloatOp::Sub => map2(file, mask, r, |a: f64, b: f64| sum_f64(a, -b, to)),
         FloatOp::Mul => map2(file, mask, r, |a: f64, b: f64| {
             let product = a * b;
-            if to == Round::Nearest { product } else { directed(product, a.mul_add(b, -product), to) }
+            if to == Round::Nearest {
+                product
+            } else {
+                directed(product, a.mul_add(b, -product), to)
+            }
         }),
         FloatOp::Div => map2(file, mask, r, |a: f64, b: f64| a / b),
         FloatOp::Min => map2(file, mask, r, least_f64),

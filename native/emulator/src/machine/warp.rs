@@ -87,7 +87,9 @@ impl Warp {
             let of_lane = |lane: usize| {
                 let thread = (index * LANES + lane) as u32;
                 match special {
-                    Special::Tid(axis) => [thread % x, thread / x % y, thread / x / y][usize::from(axis)],
+                    Special::Tid(axis) => {
+                        [thread % x, thread / x % y, thread / x / y][usize::from(axis)]
+                    }
                     Special::LaneId => lane as u32,
                     Special::LaneMaskEq => 1 << lane,
                     Special::LaneMaskLt => (1 << lane) - 1,
@@ -259,7 +261,9 @@ impl Warp {
                         (pc, active) = behind;
                         meets = meets.min(ahead.0);
                     }
-                    if pc <= self.pc && meets != usize::MAX && self.groups.iter().any(|g| g.pc <= pc)
+                    if pc <= self.pc
+                        && meets != usize::MAX
+                        && self.groups.iter().any(|g| g.pc <= pc)
                     {
                         self.park(pc, active, State::Ready);
                         switch!();
@@ -518,7 +522,9 @@ impl Warp {
                 self.file.set_bits(d, &[now.as_nanos() as u64; LANES], mask);
                 Ok(())
             }
-            Op::MbarInit { .. } | Op::MbarInval { .. } | Op::MbarArrive { .. }
+            Op::MbarInit { .. }
+            | Op::MbarInval { .. }
+            | Op::MbarArrive { .. }
             | Op::StAsync { .. } => context.mbarrier(self, op, mask),
             Op::Trap => {
                 let lane = mask.trailing_zeros() as usize;
@@ -545,4 +551,3 @@ fn is_collective(op: &Op) -> bool {
             | Op::MovMatrix { .. }
     )
 }
-

@@ -319,8 +319,17 @@ impl<'s, 'a, 'b> Builder<'s, 'a, 'b> {
         }
     }
 
-    /// A register that is read: it may be a constant.
+    /// A register of the type's size that is read: it may be a constant.
     pub fn source(&mut self, operand: &Operand<'a>, ty: Ty) -> Result<Reg, String> {
+        let reg = self.wider(operand, ty)?;
+        match reg.is_wide() == ty.is_wide() {
+            true => Ok(reg),
+            false => Err(format!("{operand:?} as {ty:?}")),
+        }
+    }
+
+    /// The same, which may be wider than its type.
+    pub fn wider(&mut self, operand: &Operand<'a>, ty: Ty) -> Result<Reg, String> {
         let wide = ty.is_wide();
         match *operand {
             Operand::Int(bits) if ty == Ty::F32 || ty == Ty::F64 => {

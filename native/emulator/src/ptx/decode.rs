@@ -193,7 +193,7 @@ fn store<'a>(
     }
     let mut a = [Reg::narrow(0); 4];
     for (a, from) in a.iter_mut().zip(from) {
-        *a = b.source(from, ty)?;
+        *a = b.wider(from, ty)?;
     }
     let at = b.address(to)?;
     touches(b, space, ty);
@@ -334,6 +334,10 @@ fn arithmetic<'a>(
         [d, x, ..] => (b.target(d)?, b.source(x, ty)?),
         _ => return Err("its operands".into()),
     };
+    let counts = matches!(head, "popc" | "clz" | "bfind");
+    if d.is_wide() != (ty.is_wide() && !counts) {
+        return Err(format!("{:?} as {ty:?}", operands[0]));
+    }
     if let [_, _] = operands {
         return one(head, ty, mode, rough, shift, d, x);
     }
@@ -609,7 +613,7 @@ fn cvt<'a>(
         return Err("the modifier .relu".into());
     }
     let [d, x] = expect(operands)?;
-    let (d, a) = (b.target(d)?, b.source(x, from)?);
+    let (d, a) = (b.target(d)?, b.wider(x, from)?);
     Ok(Op::Cvt { to, from, mode, integral: whole.is_some(), d, a })
 }
 
