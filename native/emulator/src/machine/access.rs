@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use super::file::{LANES, lanes};
+use super::file::{ALL, LANES, lanes};
 use super::shared::Access;
 use super::warp::{Trouble, Warp};
 use super::{Context, FaultKind};
@@ -68,12 +68,11 @@ impl Context<'_> {
     /// Checks that all lanes' `bytes` lie in what is allocated, aligned.
     pub fn check(&mut self, addresses: &[u64; LANES], mask: u32, bytes: usize) -> Done {
         let (mut low, mut high, mut bits) = (u64::MAX, 0, 0);
-        for lane in 0..LANES {
-            if mask >> lane & 1 != 0 {
-                low = low.min(addresses[lane]);
-                high = high.max(addresses[lane]);
-                bits |= addresses[lane];
-            }
+        for (lane, &at) in addresses.iter().enumerate() {
+            let here = mask >> lane & 1 != 0;
+            low = low.min(if here { at } else { u64::MAX });
+            high = high.max(if here { at } else { 0 });
+            bits |= if here { at } else { 0 };
         }
         let aligned = bits & (bytes as u64 - 1) == 0;
         if aligned && (mask == 0 || self.is_inside(low, high.wrapping_add(bytes as u64))) {
@@ -120,8 +119,13 @@ impl Context<'_> {
         address: u64,
         bytes: usize,
     ) -> Result<(usize, usize), Trouble> {
-        let rank = (address / BLOCK_WINDOW) as usize;
         let own = &self.blocks[warp.block];
+        if let Some(at) = own.shared.place(address, bytes)
+            && at % bytes == 0
+        {
+            return Ok((warp.block, at));
+        }
+        let rank = (address / BLOCK_WINDOW) as usize;
         let block = if rank == 0 { Some(warp.block) } else { self.in_cluster(own, rank - 1) };
         let place = block.and_then(|block| {
             let at = self.blocks[block].shared.place(address % BLOCK_WINDOW, bytes)?;
@@ -228,63 +232,94 @@ fn load_from(
     d: &[Reg],
     addresses: &[u64; LANES],
 ) -> Done {
-    let (size, mut out) = (ty.bytes(), [[0u64; LANES]; 4]);
+    let size = ty.bytes();
     let all = size * d.len();
+    let put = |warp: &mut Warp, k: usize, mut bits: [u64; LANES]| {
+        if ty.is_signed() && size < 8 {
+            bits = bits.map(|bits| extend(bits, ty));
+        }
+        warp.file.set_bits(d[k], &bits, mask);
+    };
+    let word = |bytes: &[u8], k: usize| {
+        let mut word = [0; 8];
+        word[..size].copy_from_slice(&bytes[k * size..(k + 1) * size]);
+        u64::from_le_bytes(word)
+    };
     match space {
         Space::Global | Space::Generic => {
             context.check(addresses, mask, all)?;
-            for (k, out) in out.iter_mut().enumerate().take(d.len()) {
-                for lane in lanes(mask) {
-                    let at = addresses[lane] + (k * size) as u64;
-                    // SAFETY: checked above, and aligned to the whole vector.
-                    out[lane] = unsafe { read(at, size) };
-                }
+            for k in 0..d.len() {
+                // SAFETY: checked above, and aligned to the whole vector.
+                let bits = unsafe { gather(addresses, mask, (k * size) as u64, size) };
+                put(warp, k, bits);
             }
         }
         Space::Shared | Space::Cluster => {
+            let mut places = [(0, 0); LANES];
             for lane in lanes(mask) {
-                let place = context.shared_place(warp, lane, addresses[lane], all)?;
-                context.touch(warp, lane, place, all, Access::Read, false)?;
-                let (block, at) = place;
-                let shared = &context.blocks[block].shared;
-                for (k, out) in out.iter_mut().enumerate().take(d.len()) {
-                    out[lane] = shared.load(at + k * size, size);
+                places[lane] = context.shared_place(warp, lane, addresses[lane], all)?;
+                context.touch(warp, lane, places[lane], all, Access::Read, false)?;
+            }
+            for k in 0..d.len() {
+                let mut bits = [0; LANES];
+                for lane in lanes(mask) {
+                    let (block, at) = places[lane];
+                    bits[lane] = context.blocks[block].shared.load(at + k * size, size);
                 }
+                put(warp, k, bits);
             }
         }
         Space::Local => {
+            let mut bits = [[0; LANES]; 4];
             for lane in lanes(mask) {
                 let bytes = warp.local(lane, addresses[lane], all)?;
-                for (k, out) in out.iter_mut().enumerate().take(d.len()) {
-                    let mut word = [0; 8];
-                    word[..size].copy_from_slice(&bytes[k * size..(k + 1) * size]);
-                    out[lane] = u64::from_le_bytes(word);
-                }
+                (0..d.len()).for_each(|k| bits[k][lane] = word(bytes, k));
             }
+            (0..d.len()).for_each(|k| put(warp, k, bits[k]));
         }
         Space::Param => {
             let params = &context.launch.params;
-            for lane in lanes(mask) {
+            let one = |lane: usize| {
                 let at = addresses[lane] as usize;
-                let bytes = params.get(at..at.saturating_add(all)).ok_or_else(|| {
+                params.get(at..at.saturating_add(all)).ok_or_else(|| {
                     let what = format!("{all} bytes at {at} of {} of parameters", params.len());
                     trouble(FaultKind::Address, lane, what)
-                })?;
-                for (k, out) in out.iter_mut().enumerate().take(d.len()) {
-                    let mut word = [0; 8];
-                    word[..size].copy_from_slice(&bytes[k * size..(k + 1) * size]);
-                    out[lane] = u64::from_le_bytes(word);
+                })
+            };
+            let first = one(mask.trailing_zeros() as usize % LANES)?;
+            let same = addresses.iter().all(|&at| at == addresses[0]);
+            for k in 0..d.len() {
+                let mut bits = [word(first, k); LANES];
+                if !same {
+                    for lane in lanes(mask) {
+                        bits[lane] = word(one(lane)?, k);
+                    }
                 }
+                put(warp, k, bits);
             }
         }
     }
-    for (&d, out) in d.iter().zip(&mut out) {
-        if ty.is_signed() && size < 8 {
-            *out = out.map(|bits| extend(bits, ty));
-        }
-        warp.file.set_bits(d, out, mask);
-    }
     Ok(())
+}
+
+/// Loads `size` bytes for each lane of a mask.
+///
+/// # Safety
+/// As for [`read`], at each address and so far behind it.
+unsafe fn gather(addresses: &[u64; LANES], mask: u32, behind: u64, size: usize) -> [u64; LANES] {
+    let mut bits = [0; LANES];
+    if mask == ALL && size == 4 {
+        for (bits, at) in bits.iter_mut().zip(addresses) {
+            // SAFETY: the caller's promise.
+            *bits = unsafe { read(at + behind, 4) };
+        }
+        return bits;
+    }
+    for lane in lanes(mask) {
+        // SAFETY: the caller's promise.
+        bits[lane] = unsafe { read(addresses[lane] + behind, size) };
+    }
+    bits
 }
 
 pub fn store(

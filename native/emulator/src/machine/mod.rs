@@ -236,7 +236,7 @@ impl<'a> Machine<'a> {
         let block = |i: usize| Block {
             id: [0; 3],
             first: i / size * size,
-            shared: Shared::new(bytes, kernel.granule, threads),
+            shared: Shared::new(bytes, kernel.granule, threads, size == 1),
             live: 0,
             barriers: Default::default(),
             arrived: 0,

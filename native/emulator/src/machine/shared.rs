@@ -54,14 +54,16 @@ pub struct Shared {
     granule: usize,
     /// Threads of a block, by which a thread's block is known.
     threads: u32,
+    /// No cluster: all threads are of this block.
+    alone: bool,
     pub barriers: BTreeMap<usize, Mbarrier>,
 }
 
 impl Shared {
-    pub fn new(bytes: usize, granule: usize, threads: u32) -> Self {
-        // 8 bytes more: an access is wide at most, and begins inside.
+    pub fn new(bytes: usize, granule: usize, threads: u32, alone: bool) -> Self {
         let touches = vec![Touch::default(); bytes.div_ceil(granule)];
-        Shared { bytes: vec![0xff; bytes], touches, granule, threads, barriers: BTreeMap::new() }
+        let barriers = BTreeMap::new();
+        Shared { bytes: vec![0xff; bytes], touches, granule, threads, alone, barriers }
     }
 
     /// For the next block: poison everywhere.
@@ -102,10 +104,10 @@ impl Shared {
         access: Access,
         same: bool,
     ) -> Result<(), Thread> {
-        let threads = self.threads;
+        let (threads, alone) = (self.threads, self.alone);
         // Whether another thread's touch may be at the same time as this one.
         let open = |when: u32, who: Thread| {
-            if when == 0 || who == thread {
+            if when == 0 || who == thread || (alone && when <= since.block) {
                 return false;
             }
             let (who, me) = (u32::from(who), u32::from(thread));

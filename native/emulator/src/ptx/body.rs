@@ -344,8 +344,8 @@ impl<'s, 'a, 'b> Builder<'s, 'a, 'b> {
             }
             Operand::F32(bits) => Ok(self.constant(u64::from(bits), wide)),
             Operand::F64(bits) => Ok(self.constant(bits, wide)),
-            Operand::Name(name) if super::decode::special(name).is_some() => {
-                let special = super::decode::special(name).ok_or("no special register")?;
+            Operand::Name(name) if super::special::special(name).is_some() => {
+                let special = super::special::special(name).ok_or("no special register")?;
                 Ok(self.special(special))
             }
             Operand::Name(name) => match self.find(name)? {

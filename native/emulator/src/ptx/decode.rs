@@ -4,9 +4,10 @@
 use super::body::Builder;
 use super::instruction::{
     AtomOp, CarryOp, Cmp, FloatOne, FloatOp, Guard, IntOne, IntOp, Mode, Op, Pred, PredOp, Reg,
-    Round, Space, Special, Time, Ty,
+    Round, Space, Ty,
 };
 use super::operand::{Modifiers, Operand};
+use super::{decode_memory as memory, special};
 
 type Result<T> = std::result::Result<T, String>;
 
@@ -40,12 +41,12 @@ pub fn instruction<'a>(
             mods.ignore(&["uni"]);
             b.ret();
         }
-        "ld" | "ldu" => load(b, &mut mods, operands)?,
+        "ld" | "ldu" => memory::load(b, &mut mods, operands)?,
         "st" if mods.take("async") => {
             let op = super::decode_wide::store_async(b, &mut mods, operands)?;
             b.emit(op);
         }
-        "st" => store(b, &mut mods, operands)?,
+        "st" => memory::store(b, &mut mods, operands)?,
         _ => {
             let op = match super::decode_wide::op(b, head, &mut mods, operands)? {
                 Some(op) => op,
@@ -104,108 +105,6 @@ pub fn elements<'o, 'a>(operand: &'o Operand<'a>) -> &'o [Operand<'a>] {
 
 pub fn vector(mods: &mut Modifiers<'_>) -> usize {
     mods.one_of(&[("v2", 2), ("v4", 4)]).unwrap_or(1)
-}
-
-/// How caches and other threads see an access: there are no caches here.
-const HINTS: &[&str] = &[
-    "nc",
-    "ca",
-    "cg",
-    "cs",
-    "lu",
-    "cv",
-    "wb",
-    "wt",
-    "volatile",
-    "relaxed",
-    "acquire",
-    "release",
-    "acq_rel",
-    "weak",
-    "gpu",
-    "cta",
-    "sys",
-    "cluster",
-    "mmio",
-    "L1::evict_last",
-    "L1::evict_first",
-    "L1::evict_normal",
-    "L1::evict_unchanged",
-    "L1::no_allocate",
-    "L2::64B",
-    "L2::128B",
-    "L2::256B",
-    "entry",
-    "func",
-];
-
-fn load<'a>(
-    b: &mut Builder<'_, 'a, '_>,
-    mods: &mut Modifiers<'_>,
-    operands: &[Operand<'a>],
-) -> Result<()> {
-    let ([to, from], space) = (expect(operands)?, space(mods));
-    mods.ignore(HINTS);
-    let (count, ty) = (vector(mods), ty(mods)?);
-    let to = elements(to);
-    if to.len() != count {
-        return Err(format!("{} registers for {count} values", to.len()));
-    }
-    if space == Space::Param
-        && let Some((slot, offset)) = b.slot_at(from)?
-    {
-        for (i, to) in to.iter().enumerate() {
-            let a = b.slot_register((slot, offset + (i * ty.bytes()) as i64), ty.is_wide())?;
-            let d = b.target(to)?;
-            b.emit(Op::Mov { d, a });
-        }
-        return Ok(());
-    }
-    let mut d = [Reg::narrow(0); 4];
-    for (d, to) in d.iter_mut().zip(to) {
-        *d = b.target(to)?;
-    }
-    let at = b.address(from)?;
-    touches(b, space, ty);
-    b.emit(Op::Ld { space, ty, count: count as u8, d, at });
-    Ok(())
-}
-
-fn store<'a>(
-    b: &mut Builder<'_, 'a, '_>,
-    mods: &mut Modifiers<'_>,
-    operands: &[Operand<'a>],
-) -> Result<()> {
-    let ([to, from], space) = (expect(operands)?, space(mods));
-    mods.ignore(HINTS);
-    let (count, ty) = (vector(mods), ty(mods)?);
-    let from = elements(from);
-    if from.len() != count {
-        return Err(format!("{} registers for {count} values", from.len()));
-    }
-    if let Some((slot, offset)) = b.slot_at(to)? {
-        for (i, from) in from.iter().enumerate() {
-            let a = b.source(from, ty)?;
-            let d = b.slot_register((slot, offset + (i * ty.bytes()) as i64), ty.is_wide())?;
-            b.emit(Op::Mov { d, a });
-        }
-        return Ok(());
-    }
-    let mut a = [Reg::narrow(0); 4];
-    for (a, from) in a.iter_mut().zip(from) {
-        *a = b.wider(from, ty)?;
-    }
-    let at = b.address(to)?;
-    touches(b, space, ty);
-    b.emit(Op::St { space, ty, count: count as u8, a, at });
-    Ok(())
-}
-
-/// Notes the smallest access to shared memory.
-fn touches(b: &mut Builder<'_, '_, '_>, space: Space, ty: Ty) {
-    if matches!(space, Space::Shared | Space::Cluster | Space::Generic) {
-        b.granule = b.granule.min(ty.bytes());
-    }
 }
 
 pub fn guard<'a>(b: &mut Builder<'_, 'a, '_>, operand: &Operand<'a>) -> Result<Guard> {
@@ -550,7 +449,7 @@ fn mov<'a>(
         return Ok(Op::Pred { op: PredOp::Or, d, a, b: FALSE });
     }
     if let Operand::Name(name) = *from
-        && let Some(what) = time(name)
+        && let Some(what) = special::time(name)
     {
         return Ok(Op::Time { what, d: b.target(to)? });
     }
@@ -615,51 +514,6 @@ fn cvt<'a>(
     let [d, x] = expect(operands)?;
     let (d, a) = (b.target(d)?, b.wider(x, from)?);
     Ok(Op::Cvt { to, from, mode, integral: whole.is_some(), d, a })
-}
-
-fn time(name: &str) -> Option<Time> {
-    Some(match name {
-        "%globaltimer" | "%globaltimer_lo" => Time::Nanoseconds,
-        "%clock" | "%clock64" => Time::Clock,
-        _ => return None,
-    })
-}
-
-/// The special register of a name.
-pub fn special(name: &str) -> Option<Special> {
-    let (base, axis) = match name.rsplit_once('.') {
-        Some((base, "x")) => (base, 0),
-        Some((base, "y")) => (base, 1),
-        Some((base, "z")) => (base, 2),
-        Some(_) => return None,
-        None => (name, 0),
-    };
-    Some(match base {
-        "%tid" => Special::Tid(axis),
-        "%ntid" => Special::Ntid(axis),
-        "%ctaid" => Special::Ctaid(axis),
-        "%nctaid" => Special::Nctaid(axis),
-        "%clusterid" => Special::ClusterId(axis),
-        "%nclusterid" => Special::ClusterCount(axis),
-        "%cluster_ctaid" => Special::ClusterCtaid(axis),
-        "%cluster_nctaid" => Special::ClusterNctaid(axis),
-        "%cluster_ctarank" => Special::ClusterRank,
-        "%cluster_nctarank" => Special::ClusterSize,
-        "%laneid" => Special::LaneId,
-        "%warpid" => Special::WarpId,
-        "%nwarpid" => Special::WarpCount,
-        "%smid" => Special::SmId,
-        "%nsmid" => Special::SmCount,
-        "%gridid" => Special::GridId,
-        "%lanemask_eq" => Special::LaneMaskEq,
-        "%lanemask_le" => Special::LaneMaskLe,
-        "%lanemask_lt" => Special::LaneMaskLt,
-        "%lanemask_ge" => Special::LaneMaskGe,
-        "%lanemask_gt" => Special::LaneMaskGt,
-        "%dynamic_smem_size" => Special::DynamicShared,
-        "%total_smem_size" => Special::TotalShared,
-        _ => return None,
-    })
 }
 
 pub fn atom_op(mods: &mut Modifiers<'_>) -> Option<AtomOp> {

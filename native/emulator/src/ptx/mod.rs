@@ -4,16 +4,18 @@
 //! lexer.rs, operand.rs   words, operands, modifiers
 //! parse.rs               a module: its variables, functions and kernels
 //! body.rs                a kernel's registers, labels and scopes
-//! decode.rs              an opcode and its operands → Op
+//! decode*.rs             an opcode and its operands → Op
 //! ```
 
 pub(crate) mod body;
 mod decode;
+mod decode_memory;
 mod decode_wide;
 pub mod instruction;
 mod lexer;
 mod operand;
 mod parse;
+mod special;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
