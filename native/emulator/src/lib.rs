@@ -14,7 +14,7 @@
 //! ```text
 //! driver.rs, nvrtc.rs   the C functions; code.rs their results, handle.rs their handles
 //! card.rs, device.rs    the card that is shown, and the settings; its memory and its streams
-//! launch.rs             what a launch may ask for
+//! launch.rs, early.rs   what a launch may ask for; kernels that begin before their turn
 //! stream.rs, graph.rs   what is queued, and what a capture wrote down
 //! ptx/                  text → Module
 //! machine/              a kernel's blocks, warps and lanes
@@ -28,6 +28,7 @@ pub mod card;
 pub mod code;
 pub mod device;
 pub mod driver;
+pub mod early;
 pub mod graph;
 pub mod handle;
 pub mod launch;

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use crate::code::{Code, Result};
 use crate::device::Device;
+use crate::early;
 use crate::graph::{Capture, Captured};
 use crate::handle::lock;
 use crate::machine::{self, Fault, FaultKind, Launch};
@@ -181,12 +182,28 @@ impl Stream {
         }
     }
 
+    fn perform_graph(&self, all: &[Work]) {
+        let mut seen = VecDeque::new();
+        for (i, work) in all.iter().enumerate() {
+            if self.device.check().is_ok() {
+                let looked = match seen.pop_front() {
+                    Some(seen) => early::Seen::check(&seen),
+                    None => early::look(self.device, &all[i..]).map(|all| seen = all),
+                };
+                if let Err(fault) = looked {
+                    self.device.poison(&fault);
+                }
+            }
+            self.perform(work);
+        }
+    }
+
     fn perform(&self, work: &Work) {
         match work {
             // Events move on also where the device is lost: those who wait are told by the code.
             Work::Record(event, number) => event.reach(*number),
             Work::Wait(event, number) => event.wait_for(*number, || true),
-            Work::Graph(all) => all.iter().for_each(|w| self.perform(w)),
+            Work::Graph(all) => self.perform_graph(all),
             _ if self.device.check().is_err() => {}
             work => {
                 let device = self.device;

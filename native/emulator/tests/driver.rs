@@ -70,6 +70,28 @@ $L__BB1_1:
 }
 ";
 
+/// `soon(y, x)`: y = x + 1, where x is read before the kernels ahead have ended; `late`: after.
+fn dependent(name: &str, wait_first: bool) -> String {
+    let (before, after) =
+        if wait_first { ("griddepcontrol.wait;", "") } else { ("", "griddepcontrol.wait;") };
+    format!(
+        ".visible .entry {name}(.param .u64 y, .param .u64 x)
+        {{
+            .reg .b32 %r<2>;
+            .reg .b64 %rd<3>;
+            ld.param.u64 %rd1, [y];
+            ld.param.u64 %rd2, [x];
+            {before}
+            ld.global.u32 %r1, [%rd2];
+            {after}
+            add.s32 %r1, %r1, 1;
+            st.global.u32 [%rd1], %r1;
+            ret;
+        }}
+        "
+    )
+}
+
 const INVALID_VALUE: c_uint = 1;
 const OUT_OF_MEMORY: c_uint = 2;
 const INVALID_CONTEXT: c_uint = 201;
@@ -142,7 +164,8 @@ fn load(text: &str, module: &mut CUmodule) -> c_uint {
 
 fn function(name: &CStr) -> CUfunction {
     let (mut module, mut function) = (ptr::null_mut(), ptr::null_mut());
-    assert_eq!(load(KERNELS, &mut module), 0, "{}", explain(218));
+    let text = format!("{KERNELS}{}{}", dependent("soon", false), dependent("late", true));
+    assert_eq!(load(&text, &mut module), 0, "{}", explain(218));
     ok!(cuModuleGetFunction(&mut function, module, name.as_ptr()));
     function
 }
@@ -493,14 +516,62 @@ fn what_a_capture_does_not_survive() {
     lost(&ended_elsewhere, CAPTURE_WRONG_THREAD, 0);
 }
 
+/// Captures `x = value; y = x + 1`, the second to begin early, and gives y.
+fn chain(name: &CStr, value: u32) -> Result<u32, c_uint> {
+    let (stream, store, dependent) = (stream(), function(c"store"), function(name));
+    let (mut x, mut y, mut value) = (alloc(4), alloc(4), value);
+    let (mut graph, mut exec): (CUgraph, CUgraphExec) = (ptr::null_mut(), ptr::null_mut());
+    write(stream, x, &[7]);
+    ok!(cuStreamBeginCapture_v2(stream, 1));
+    let mut params = [(&raw mut x).cast(), (&raw mut value).cast()];
+    assert_eq!(launch(&config(1, 1, stream), store, &mut params), 0);
+    let mut early = CUlaunchAttribute {
+        id: CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+        pad: [0; 4],
+        value: CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+    };
+    let config = CUlaunchConfig { attrs: &mut early, numAttrs: 1, ..config(1, 1, stream) };
+    let mut params = [(&raw mut y).cast(), (&raw mut x).cast()];
+    assert_eq!(launch(&config, dependent, &mut params), 0);
+    ok!(cuStreamEndCapture(stream, &mut graph));
+    ok!(cuGraphInstantiateWithFlags(&mut exec, graph, 0));
+    ok!(cuGraphLaunch(exec, stream));
+    match cu!(cuStreamSynchronize(stream)) {
+        0 => Ok(read(stream, y, 1)[0]),
+        code => Err(code),
+    }
+}
+
+#[test]
+fn a_kernel_that_begins_early_waits_before_it_reads() {
+    open();
+    assert_eq!(chain(c"late", 41), Ok(42));
+    let err = alone("too_soon");
+    assert!(err.contains("emulator: soon: what it reads"), "{err}");
+}
+
+#[test]
+#[ignore = "loses the process's context; a_kernel_that_begins_early… runs it"]
+fn too_soon() {
+    open();
+    // What is there already is as good.
+    assert_eq!(chain(c"soon", 7), Ok(8));
+    assert_eq!(chain(c"soon", 41), Err(719));
+}
+
+/// Runs a test in a process of its own, since there is no way back; gives what it wrote.
+fn alone(test: &str) -> String {
+    let mut child = Command::new(std::env::current_exe().unwrap());
+    let arguments = ["--exact", test, "--ignored", "--nocapture", "--test-threads=1"];
+    let output = child.args(arguments).output().unwrap();
+    let err = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{}\n{err}", output.status);
+    err
+}
+
 #[test]
 fn a_fault_loses_the_context() {
-    // In a process of its own, since there is no way back.
-    let mut child = Command::new(std::env::current_exe().unwrap());
-    let arguments = ["--exact", "lost", "--ignored", "--nocapture", "--test-threads=1"];
-    let output = child.args(arguments).output().unwrap();
-    let err = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{}\n{err}", output.status);
+    let err = alone("lost");
     assert_eq!(err.matches("emulator: ").count(), 1, "{err}");
 }
 

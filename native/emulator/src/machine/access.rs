@@ -91,6 +91,21 @@ impl Context<'_> {
         Ok(())
     }
 
+    /// Notes what is read before a kernel waits for those ahead of it.
+    fn note(&mut self, addresses: &[u64; LANES], mask: u32, bytes: usize) {
+        if let Some(reads) = &mut self.ahead {
+            reads.extend(lanes(mask).map(|lane| (addresses[lane], addresses[lane] + bytes as u64)));
+        }
+    }
+
+    fn is_no_write_ahead(&self, mask: u32) -> Done {
+        if self.ahead.is_none() || mask == 0 {
+            return Ok(());
+        }
+        let what = "a write before the kernel waits for those ahead of it".to_owned();
+        Err(trouble(FaultKind::Race, mask.trailing_zeros() as usize, what))
+    }
+
     fn is_inside(&mut self, low: u64, end: u64) -> bool {
         if self.ranges.iter().any(|&(first, last)| low >= first && end <= last) {
             return end > low;
@@ -248,6 +263,7 @@ fn load_from(
     match space {
         Space::Global | Space::Generic => {
             context.check(addresses, mask, all)?;
+            context.note(addresses, mask, all);
             for k in 0..d.len() {
                 // SAFETY: checked above, and aligned to the whole vector.
                 let bits = unsafe { gather(addresses, mask, (k * size) as u64, size) };
@@ -371,6 +387,7 @@ pub fn store(
             }
             Space::Global | Space::Generic => {
                 context.check(&addresses, mask, all)?;
+                context.is_no_write_ahead(mask)?;
                 for (k, bits) in bits.iter().enumerate() {
                     for lane in lanes(mask) {
                         let at = addresses[lane] + (k * size) as u64;
@@ -471,6 +488,7 @@ pub fn atomic(
                 }
                 Space::Global | Space::Generic => {
                     context.check(&addresses, 1 << lane, size)?;
+                    context.is_no_write_ahead(1 << lane)?;
                     let at = addresses[lane];
                     let update = |old: u64| Some(narrow(result(op, ty, old, b, c)));
                     let (set, get) = (Ordering::AcqRel, Ordering::Acquire);
@@ -545,6 +563,7 @@ pub fn copy(
                 let what = context.outside(from[lane], count);
                 return Err(trouble(FaultKind::Address, lane, what));
             }
+            context.note(&from, 1 << lane, count);
             for (i, byte) in bytes[..count].iter_mut().enumerate() {
                 // SAFETY: inside of what is allocated, as was checked.
                 *byte = unsafe { read(from[lane] + i as u64, 1) } as u8;

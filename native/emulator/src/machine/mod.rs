@@ -118,6 +118,8 @@ pub(crate) struct Context<'a> {
     next_range: usize,
     /// Events that order threads.
     clock: u32,
+    /// What was read so far, where each thread ends as it waits for the kernels ahead of it.
+    ahead: Option<Vec<(u64, u64)>>,
     /// Something was written or ended.
     progress: bool,
     /// Arrivals that may end a wait.
@@ -180,6 +182,34 @@ struct Machine<'a> {
 
 /// Runs a kernel to its end, on the calling thread.
 pub fn run(kernel: &Kernel, launch: &Launch, memory: &Memory) -> Result<(), Fault> {
+    perform(kernel, launch, memory, None).map(|_| ())
+}
+
+/// Runs each thread of a kernel until it waits for the kernels ahead of it (`griddepcontrol.wait`),
+/// and gives the ranges of memory that were read: first byte and end. A write is a fault.
+pub fn run_ahead(
+    kernel: &Kernel,
+    launch: &Launch,
+    memory: &Memory,
+) -> Result<Vec<(u64, u64)>, Fault> {
+    let mut reads = perform(kernel, launch, memory, Some(Vec::new()))?.unwrap_or_default();
+    reads.sort_unstable();
+    let mut ranges: Vec<(u64, u64)> = Vec::new();
+    for (first, end) in reads {
+        match ranges.last_mut() {
+            Some(last) if first <= last.1 => last.1 = last.1.max(end),
+            _ => ranges.push((first, end)),
+        }
+    }
+    Ok(ranges)
+}
+
+fn perform(
+    kernel: &Kernel,
+    launch: &Launch,
+    memory: &Memory,
+    ahead: Option<Vec<(u64, u64)>>,
+) -> Result<Option<Vec<(u64, u64)>>, Fault> {
     let refuse = |what: String| {
         let message = format!("{}: {what}", kernel.name);
         Err(Fault { kind: FaultKind::Instruction, message })
@@ -208,13 +238,14 @@ pub fn run(kernel: &Kernel, launch: &Launch, memory: &Memory) -> Result<(), Faul
     let count = clusters.iter().map(|&n| u64::from(n)).product::<u64>();
     let resident = if launch.cooperative { count } else { 1 };
     let mut machine = Machine::new(kernel, launch, memory, resident as usize * size, threads);
+    machine.context.ahead = ahead;
     let mut next = 0;
     while next < count {
         machine.start(next, resident, clusters);
         machine.finish()?;
         next += resident;
     }
-    Ok(())
+    Ok(machine.context.ahead)
 }
 
 impl<'a> Machine<'a> {
@@ -253,6 +284,7 @@ impl<'a> Machine<'a> {
             ranges,
             next_range: 1,
             clock: 0,
+            ahead: None,
             progress: false,
             unsettled: false,
         };

@@ -283,7 +283,8 @@ impl Warp {
                     self.park(pc + 1, active & !mask, State::Ready);
                     switch!();
                 }
-                Op::Exit => {
+                Op::AwaitPrevious if context.ahead.is_none() => pc += 1,
+                Op::Exit | Op::AwaitPrevious => {
                     self.live &= !mask;
                     context.blocks[self.block].live -= mask.count_ones();
                     context.progress = true;

@@ -98,8 +98,8 @@ pub fn op<'a>(
             Op::Nop
         }
         "griddepcontrol" => {
-            mods.ignore(&["wait", "launch_dependents"]);
-            Op::Nop
+            mods.ignore(&["launch_dependents"]);
+            if mods.take("wait") { Op::AwaitPrevious } else { Op::Nop }
         }
         "setmaxnreg" => {
             mods.ignore(&["inc", "dec", "sync", "aligned", "u32"]);

@@ -410,6 +410,8 @@ pub enum Op {
     MbarWait { d: Pred, at: Address, state: Reg, parity: bool },
     StAsync { ty: Ty, count: u8, a: [Reg; 4], at: Address, barrier: Address },
     Time { what: Time, d: Reg },
+    /// `griddepcontrol.wait`
+    AwaitPrevious,
     Nanosleep,
     Nop,
     Bra { target: u32 },
