@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use super::file::{ALL, LANES, lanes};
+use super::file::{LANES, Value, lanes};
 use super::shared::Access;
 use super::warp::{Trouble, Warp};
 use super::{Context, FaultKind};
@@ -248,8 +248,17 @@ fn load_from(
     match space {
         Space::Global | Space::Generic => {
             context.check(addresses, mask, all)?;
-            for k in 0..d.len() {
-                // SAFETY: checked above, and aligned to the whole vector.
+            for (k, &d) in d.iter().enumerate() {
+                if size == 4 && !d.is_wide() {
+                    let row = u32::row_mut(&mut warp.file, d);
+                    for lane in lanes(mask) {
+                        let at = addresses[lane] + 4 * k as u64;
+                        // SAFETY: checked above, and aligned to the whole vector.
+                        row[lane] = unsafe { read(at, 4) } as u32;
+                    }
+                    continue;
+                }
+                // SAFETY: as above.
                 let bits = unsafe { gather(addresses, mask, (k * size) as u64, size) };
                 put(warp, k, bits);
             }
@@ -308,13 +317,6 @@ fn load_from(
 /// As for [`read`], at each address and so far behind it.
 unsafe fn gather(addresses: &[u64; LANES], mask: u32, behind: u64, size: usize) -> [u64; LANES] {
     let mut bits = [0; LANES];
-    if mask == ALL && size == 4 {
-        for (bits, at) in bits.iter_mut().zip(addresses) {
-            // SAFETY: the caller's promise.
-            *bits = unsafe { read(at + behind, 4) };
-        }
-        return bits;
-    }
     for lane in lanes(mask) {
         // SAFETY: the caller's promise.
         bits[lane] = unsafe { read(addresses[lane] + behind, size) };

@@ -51,7 +51,8 @@ pub enum Access {
 pub struct Shared {
     pub bytes: Vec<u8>,
     touches: Vec<Touch>,
-    granule: usize,
+    /// Of a touch's place: bits to shift an offset by.
+    shift: u32,
     /// Threads of a block, by which a thread's block is known.
     threads: u32,
     /// No cluster: all threads are of this block.
@@ -63,7 +64,14 @@ impl Shared {
     pub fn new(bytes: usize, granule: usize, threads: u32, alone: bool) -> Self {
         let touches = vec![Touch::default(); bytes.div_ceil(granule)];
         let barriers = BTreeMap::new();
-        Shared { bytes: vec![0xff; bytes], touches, granule, threads, alone, barriers }
+        Shared {
+            bytes: vec![0xff; bytes],
+            touches,
+            shift: granule.trailing_zeros(),
+            threads,
+            alone,
+            barriers,
+        }
     }
 
     /// For the next block: poison everywhere.
@@ -120,7 +128,7 @@ impl Shared {
             }
             when - 1 >= after
         };
-        for touch in &mut self.touches[at / self.granule..=(at + size - 1) / self.granule] {
+        for touch in &mut self.touches[at >> self.shift..=(at + size - 1) >> self.shift] {
             match access {
                 Access::Read => {
                     if open(touch.written, touch.writer) {
@@ -154,7 +162,7 @@ impl Shared {
 
     /// Forgets who touched this: something else orders what comes.
     pub fn forget(&mut self, at: usize, size: usize) {
-        let last = (at + size - 1) / self.granule;
-        self.touches[at / self.granule..=last].fill(Touch::default());
+        let last = (at + size - 1) >> self.shift;
+        self.touches[at >> self.shift..=last].fill(Touch::default());
     }
 }

@@ -39,10 +39,6 @@ impl<'a, 'b> Cursor<'a, 'b> {
         self.tokens.get(self.at).copied()
     }
 
-    pub fn after(&self) -> Option<Token<'a>> {
-        self.tokens.get(self.at + 1).copied()
-    }
-
     pub fn next(&mut self) -> Result<Token<'a>, String> {
         let token = self.peek().ok_or("the text ends in the middle")?;
         self.at += 1;

@@ -82,6 +82,14 @@ fn products() {
 }
 
 #[test]
+fn every_f16_is_the_same_in_a_product() {
+    for bits in 0..=u16::MAX {
+        let (got, want) = (crate::machine::tensor::half(bits), f16::from_bits(bits).to_f32());
+        assert!(got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan(), "{bits:#x}");
+    }
+}
+
+#[test]
 fn matrices_are_loaded_and_stored() {
     // 16-bit numbers in rows of 8; the lanes of each eight name the rows of a matrix.
     let fill = "mov.u32 %r0, dynamic;\nshl.b32 %r1, %t, 4;\nadd.u32 %r1, %r0, %r1;\n\
