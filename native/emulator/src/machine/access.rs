@@ -80,7 +80,7 @@ impl Context<'_> {
         }
         for lane in lanes(mask) {
             let at = addresses[lane];
-            if at % bytes as u64 != 0 {
+            if !at.is_multiple_of(bytes as u64) {
                 let what = format!("{bytes} bytes at {at:#x}, which is not aligned");
                 return Err(trouble(FaultKind::Alignment, lane, what));
             }

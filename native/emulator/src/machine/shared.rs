@@ -126,7 +126,7 @@ impl Shared {
                     after = after.max(since.warp);
                 }
             }
-            when - 1 >= after
+            when > after
         };
         for touch in &mut self.touches[at >> self.shift..=(at + size - 1) >> self.shift] {
             match access {

@@ -176,7 +176,7 @@ impl Warp {
             let what = format!("{bytes} bytes at {at:#x} of local memory, which has {all}");
             return Err(trouble(FaultKind::Address, lane, what));
         }
-        if at % bytes as u64 != 0 {
+        if !at.is_multiple_of(bytes as u64) {
             let what = format!("{bytes} bytes at {at:#x} of local memory: not aligned");
             return Err(trouble(FaultKind::Alignment, lane, what));
         }
@@ -508,7 +508,7 @@ impl Warp {
                 let out = std::array::from_fn(|lane| {
                     (from[lane] & SHARED_WINDOW)
                         | (from[lane] % access::BLOCK_WINDOW)
-                        | (rank[lane] + 1) * access::BLOCK_WINDOW
+                        | ((rank[lane] + 1) * access::BLOCK_WINDOW)
                 });
                 self.file.set_bits(d, &out, mask);
                 Ok(())

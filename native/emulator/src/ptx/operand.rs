@@ -147,9 +147,8 @@ impl<'a, 'b> Cursor<'a, 'b> {
             Operand::Int(value) => offset = value,
             other => return Err(format!("the address {other:?}")),
         }
-        if self.skip(b'+') {
-            offset = self.integer()?;
-        } else if self.is(b'-') {
+        // A minus is the number's own.
+        if self.skip(b'+') || self.is(b'-') {
             offset = self.integer()?;
         }
         self.sign(b']')?;
