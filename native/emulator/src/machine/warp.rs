@@ -338,6 +338,14 @@ impl Warp {
                         return Ok(Stop::Polls);
                     }
                 }
+                // Others are to write what this asks for: they have their turn.
+                ref op @ Op::Ld { polls: true, .. } => {
+                    if mask != 0 {
+                        self.step(context, op, mask)?;
+                    }
+                    self.park(pc + 1, active, State::Ready);
+                    return Ok(Stop::Turn);
+                }
                 Op::Nanosleep => {
                     self.park(pc + 1, active, State::Ready);
                     return Ok(Stop::Polls);
@@ -464,7 +472,7 @@ impl Warp {
     /// What touches memory, and what is left.
     fn step(&mut self, context: &mut Context<'_>, op: &Op, mask: u32) -> Result<(), Trouble> {
         match *op {
-            Op::Ld { space, ty, count, d, at } => {
+            Op::Ld { space, ty, count, d, at, .. } => {
                 access::load(self, context, mask, space, ty, &d[..usize::from(count)], at)
             }
             Op::St { space, ty, count, a, at } => {
