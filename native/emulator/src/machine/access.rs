@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::file::{LANES, Value, lanes};
-use super::shared::Access;
+use super::shared::{Access, word};
 use super::warp::{Trouble, Warp};
 use super::{Context, FaultKind};
 use crate::ptx::instruction::{Address, AtomOp, Reg, Space, Ty};
@@ -240,11 +240,7 @@ fn load_from(
         }
         warp.file.set_bits(d[k], &bits, mask);
     };
-    let word = |bytes: &[u8], k: usize| {
-        let mut word = [0; 8];
-        word[..size].copy_from_slice(&bytes[k * size..(k + 1) * size]);
-        u64::from_le_bytes(word)
-    };
+    let word = |bytes: &[u8], k: usize| word(&bytes[k * size..(k + 1) * size], size);
     match space {
         Space::Global | Space::Generic => {
             context.check(addresses, mask, all)?;
