@@ -2,8 +2,8 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use super::file::{ALL, LANES, lanes};
-use super::shared::Access;
+use super::file::{LANES, Value, lanes};
+use super::shared::{Access, word};
 use super::warp::{Trouble, Warp};
 use super::{Context, FaultKind};
 use crate::ptx::instruction::{Address, AtomOp, Reg, Space, Ty};
@@ -80,7 +80,7 @@ impl Context<'_> {
         }
         for lane in lanes(mask) {
             let at = addresses[lane];
-            if at % bytes as u64 != 0 {
+            if !at.is_multiple_of(bytes as u64) {
                 let what = format!("{bytes} bytes at {at:#x}, which is not aligned");
                 return Err(trouble(FaultKind::Alignment, lane, what));
             }
@@ -255,17 +255,22 @@ fn load_from(
         }
         warp.file.set_bits(d[k], &bits, mask);
     };
-    let word = |bytes: &[u8], k: usize| {
-        let mut word = [0; 8];
-        word[..size].copy_from_slice(&bytes[k * size..(k + 1) * size]);
-        u64::from_le_bytes(word)
-    };
+    let word = |bytes: &[u8], k: usize| word(&bytes[k * size..(k + 1) * size], size);
     match space {
         Space::Global | Space::Generic => {
             context.check(addresses, mask, all)?;
             context.note(addresses, mask, all);
-            for k in 0..d.len() {
-                // SAFETY: checked above, and aligned to the whole vector.
+            for (k, &d) in d.iter().enumerate() {
+                if size == 4 && !d.is_wide() {
+                    let row = u32::row_mut(&mut warp.file, d);
+                    for lane in lanes(mask) {
+                        let at = addresses[lane] + 4 * k as u64;
+                        // SAFETY: checked above, and aligned to the whole vector.
+                        row[lane] = unsafe { read(at, 4) } as u32;
+                    }
+                    continue;
+                }
+                // SAFETY: as above.
                 let bits = unsafe { gather(addresses, mask, (k * size) as u64, size) };
                 put(warp, k, bits);
             }
@@ -324,13 +329,6 @@ fn load_from(
 /// As for [`read`], at each address and so far behind it.
 unsafe fn gather(addresses: &[u64; LANES], mask: u32, behind: u64, size: usize) -> [u64; LANES] {
     let mut bits = [0; LANES];
-    if mask == ALL && size == 4 {
-        for (bits, at) in bits.iter_mut().zip(addresses) {
-            // SAFETY: the caller's promise.
-            *bits = unsafe { read(at + behind, 4) };
-        }
-        return bits;
-    }
     for lane in lanes(mask) {
         // SAFETY: the caller's promise.
         bits[lane] = unsafe { read(addresses[lane] + behind, size) };

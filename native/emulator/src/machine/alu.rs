@@ -292,8 +292,8 @@ fn carry<T: Int>(file: &mut File, mask: u32, op: CarryOp, [takes, gives]: [bool;
         let sum = match op {
             CarryOp::Add => a + b + carry,
             CarryOp::Sub => a.wrapping_sub(b).wrapping_sub(carry),
-            CarryOp::MadLo => (a * b & half) + c + carry,
-            CarryOp::MadHi => (a * b >> T::BITS) + c + carry,
+            CarryOp::MadLo => ((a * b) & half) + c + carry,
+            CarryOp::MadHi => ((a * b) >> T::BITS) + c + carry,
         };
         out[lane] = sum as u64;
         new |= ((sum >> T::BITS & 1) as u32) << lane;

@@ -304,8 +304,8 @@ pub fn compare<T>(file: &File, cmp: Cmp, a: Reg, b: Reg, f: impl Fn(T) -> T) -> 
 where
     T: Value + PartialOrd,
 {
-    // Not a number, where it is not itself.
-    let odd = |a: T, b: T| a != a || b != b;
+    // One is a NaN, where they have no order.
+    let odd = |a: T, b: T| a.partial_cmp(&b).is_none();
     match cmp {
         Cmp::Eq => test(file, a, b, |a: T, b: T| f(a) == f(b)),
         Cmp::Ne => test(file, a, b, |a: T, b: T| f(a) != f(b) && !odd(a, b)),

@@ -224,8 +224,7 @@ fn perform(
     if threads == 0 || threads > most {
         return refuse(format!("{threads} threads of at most {most}"));
     }
-    let fits =
-        |axis: usize| launch.cluster[axis] > 0 && launch.blocks[axis] % launch.cluster[axis] == 0;
+    let fits = |axis: usize| launch.blocks[axis].is_multiple_of(launch.cluster[axis]);
     if size > 16 || launch.blocks.contains(&0) || !(0..3).all(fits) {
         let (blocks, cluster) = (launch.blocks, launch.cluster);
         return refuse(format!("{blocks:?} blocks in clusters of {cluster:?}"));

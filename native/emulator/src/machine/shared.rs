@@ -51,7 +51,8 @@ pub enum Access {
 pub struct Shared {
     pub bytes: Vec<u8>,
     touches: Vec<Touch>,
-    granule: usize,
+    /// Of a touch's place: bits to shift an offset by.
+    shift: u32,
     /// Threads of a block, by which a thread's block is known.
     threads: u32,
     /// No cluster: all threads are of this block.
@@ -59,11 +60,30 @@ pub struct Shared {
     pub barriers: BTreeMap<usize, Mbarrier>,
 }
 
+/// The first 1, 2, 4 or 8 bytes.
+#[inline(always)]
+pub fn word(bytes: &[u8], size: usize) -> u64 {
+    match *bytes {
+        [a, ..] if size == 1 => u64::from(a),
+        [a, b, ..] if size == 2 => u64::from(u16::from_le_bytes([a, b])),
+        [a, b, c, d, ..] if size == 4 => u64::from(u32::from_le_bytes([a, b, c, d])),
+        [a, b, c, d, e, f, g, h, ..] => u64::from_le_bytes([a, b, c, d, e, f, g, h]),
+        _ => 0,
+    }
+}
+
 impl Shared {
     pub fn new(bytes: usize, granule: usize, threads: u32, alone: bool) -> Self {
         let touches = vec![Touch::default(); bytes.div_ceil(granule)];
         let barriers = BTreeMap::new();
-        Shared { bytes: vec![0xff; bytes], touches, granule, threads, alone, barriers }
+        Shared {
+            bytes: vec![0xff; bytes],
+            touches,
+            shift: granule.trailing_zeros(),
+            threads,
+            alone,
+            barriers,
+        }
     }
 
     /// For the next block: poison everywhere.
@@ -81,14 +101,17 @@ impl Shared {
 
     #[inline(always)]
     pub fn load(&self, at: usize, size: usize) -> u64 {
-        let mut word = [0; 8];
-        word[..size].copy_from_slice(&self.bytes[at..at + size]);
-        u64::from_le_bytes(word)
+        word(&self.bytes[at..], size)
     }
 
     #[inline(always)]
     pub fn store(&mut self, at: usize, size: usize, bits: u64) {
-        self.bytes[at..at + size].copy_from_slice(&bits.to_le_bytes()[..size]);
+        let to = &mut self.bytes[at..at + size];
+        match size {
+            4 => to.copy_from_slice(&(bits as u32).to_le_bytes()),
+            8 => to.copy_from_slice(&bits.to_le_bytes()),
+            _ => to.copy_from_slice(&bits.to_le_bytes()[..size]),
+        }
     }
 
     /// Notes a touch, before a write happens. The error is the other thread. `same`: the write
@@ -118,9 +141,9 @@ impl Shared {
                     after = after.max(since.warp);
                 }
             }
-            when - 1 >= after
+            when > after
         };
-        for touch in &mut self.touches[at / self.granule..=(at + size - 1) / self.granule] {
+        for touch in &mut self.touches[at >> self.shift..=(at + size - 1) >> self.shift] {
             match access {
                 Access::Read => {
                     if open(touch.written, touch.writer) {
@@ -154,7 +177,7 @@ impl Shared {
 
     /// Forgets who touched this: something else orders what comes.
     pub fn forget(&mut self, at: usize, size: usize) {
-        let last = (at + size - 1) / self.granule;
-        self.touches[at / self.granule..=last].fill(Touch::default());
+        let last = (at + size - 1) >> self.shift;
+        self.touches[at >> self.shift..=last].fill(Touch::default());
     }
 }

@@ -1,10 +1,8 @@
 //! Tensor cores' products and the loads that fill their fragments. Sums are f32, fused, in the order
 //! of k: the hardware's own order and rounding are not told.
 
-use half::{bf16, f16};
-
 use super::access::{addresses, trouble};
-use super::file::{ALL, LANES};
+use super::file::{ALL, File, LANES, Value};
 use super::shared::Access;
 use super::warp::{Trouble, Warp};
 use super::{Context, FaultKind};
@@ -22,40 +20,45 @@ pub fn multiply(
     rc: &[Reg; 4],
 ) {
     let file = &mut warp.file;
-    let (mut a, mut b) = ([[0f32; 16]; 16], [[0f32; 8]; 16]);
-    let (pairs, k, convert): (usize, u32, fn(u16) -> f32) = match kind {
-        Product::Tf32 { k } => (1, k, |_| 0.),
-        Product::F16 { k } => (2, k, |x| f16::from_bits(x).to_f32()),
-        Product::Bf16 { k } => (2, k, |x| bf16::from_bits(x).to_f32()),
-    };
-    let k = k as usize;
+    match kind {
+        Product::Tf32 { k } => sums::<1>(file, k as usize, (d, ra, rb, rc), |x| [tf32(x), 0.]),
+        Product::F16 { k } => {
+            sums::<2>(file, k as usize, (d, ra, rb, rc), |x| {
+                [half(x as u16), half((x >> 16) as u16)]
+            });
+        }
+        Product::Bf16 { k } => sums::<2>(file, k as usize, (d, ra, rb, rc), |x| {
+            [f32::from_bits(x << 16), f32::from_bits(x & 0xffff_0000)]
+        }),
+    }
+}
+
+/// `PER` numbers to a register.
+#[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2,fma"))]
+fn sums<const PER: usize>(
+    file: &mut File,
+    k: usize,
+    (d, ra, rb, rc): (&[Reg; 4], &[Reg; 4], &[Reg; 2], &[Reg; 4]),
+    split: impl Fn(u32) -> [f32; 2],
+) {
+    let (mut a, mut b, mut sums) = ([[0f32; 16]; 16], [[0f32; 8]; 16], [[0f32; 8]; 16]);
     // Registers of `a`: rows in turn, then columns; of `b`: rows.
-    let (of_a, of_b) = (k / (2 * pairs), k / (4 * pairs));
+    let (of_a, of_b) = (k / (2 * PER), k / (4 * PER));
     for (r, &reg) in ra.iter().enumerate().take(of_a) {
-        let row = file.bits(reg);
-        for (lane, &bits) in row.iter().enumerate() {
-            let (g, t) = (lane / 4 + r % 2 * 8, lane % 4 * pairs + r / 2 * 4 * pairs);
-            match pairs {
-                1 => a[g][t] = tf32(bits as u32),
-                _ => (a[g][t], a[g][t + 1]) = (convert(bits as u16), convert((bits >> 16) as u16)),
-            }
+        for (lane, &bits) in u32::row(file, reg).iter().enumerate() {
+            let (g, t) = (lane / 4 + r % 2 * 8, lane % 4 * PER + r / 2 * 4 * PER);
+            a[g][t..t + PER].copy_from_slice(&split(bits)[..PER]);
         }
     }
     for (r, &reg) in rb.iter().enumerate().take(of_b) {
-        let row = file.bits(reg);
-        for (lane, &bits) in row.iter().enumerate() {
-            let (g, t) = (lane / 4, lane % 4 * pairs + r * 4 * pairs);
-            match pairs {
-                1 => b[t][g] = tf32(bits as u32),
-                _ => (b[t][g], b[t + 1][g]) = (convert(bits as u16), convert((bits >> 16) as u16)),
-            }
+        for (lane, &bits) in u32::row(file, reg).iter().enumerate() {
+            let (g, t) = (lane / 4, lane % 4 * PER + r * 4 * PER);
+            (0..PER).for_each(|i| b[t + i][g] = split(bits)[i]);
         }
     }
-    let mut sums = [[0f32; 8]; 16];
     for (r, &reg) in rc.iter().enumerate() {
-        let row = file.bits(reg);
-        for (lane, &bits) in row.iter().enumerate() {
-            sums[lane / 4 + r / 2 * 8][lane % 4 * 2 + r % 2] = f32::from_bits(bits as u32);
+        for (lane, &sum) in u32::row(file, reg).iter().enumerate() {
+            sums[lane / 4 + r / 2 * 8][lane % 4 * 2 + r % 2] = f32::from_bits(sum);
         }
     }
     for (a, sums) in a.iter().zip(&mut sums) {
@@ -66,11 +69,21 @@ pub fn multiply(
         }
     }
     for (r, &reg) in d.iter().enumerate() {
-        let out = std::array::from_fn(|lane| {
-            u64::from(sums[lane / 4 + r / 2 * 8][lane % 4 * 2 + r % 2].to_bits())
-        });
-        file.set_bits(reg, &out, ALL);
+        for (lane, sum) in u32::row_mut(file, reg).iter_mut().enumerate() {
+            *sum = sums[lane / 4 + r / 2 * 8][lane % 4 * 2 + r % 2].to_bits();
+        }
     }
+}
+
+/// An f16 as f32: its fraction and exponent where f32 has them, times what the exponents differ by.
+#[inline(always)]
+pub fn half(bits: u16) -> f32 {
+    const BY: f32 = f32::from_bits((127 + 112) << 23);
+    let bits = u32::from(bits);
+    let number = f32::from_bits((bits & 0x7fff) << 13) * BY;
+    // Infinities and NaNs have all bits of the exponent.
+    let odd = if bits & 0x7c00 == 0x7c00 { 0x7f80_0000 } else { 0 };
+    f32::from_bits(number.to_bits() | odd | (bits & 0x8000) << 16)
 }
 
 /// What a tensor core sees of an f32: ten bits of its fraction.

@@ -176,7 +176,7 @@ impl Warp {
             let what = format!("{bytes} bytes at {at:#x} of local memory, which has {all}");
             return Err(trouble(FaultKind::Address, lane, what));
         }
-        if at % bytes as u64 != 0 {
+        if !at.is_multiple_of(bytes as u64) {
             let what = format!("{bytes} bytes at {at:#x} of local memory: not aligned");
             return Err(trouble(FaultKind::Alignment, lane, what));
         }
@@ -339,6 +339,14 @@ impl Warp {
                         return Ok(Stop::Polls);
                     }
                 }
+                // Others are to write what this asks for: they have their turn.
+                ref op @ Op::Ld { polls: true, .. } => {
+                    if mask != 0 {
+                        self.step(context, op, mask)?;
+                    }
+                    self.park(pc + 1, active, State::Ready);
+                    return Ok(Stop::Turn);
+                }
                 Op::Nanosleep => {
                     self.park(pc + 1, active, State::Ready);
                     return Ok(Stop::Polls);
@@ -465,7 +473,7 @@ impl Warp {
     /// What touches memory, and what is left.
     fn step(&mut self, context: &mut Context<'_>, op: &Op, mask: u32) -> Result<(), Trouble> {
         match *op {
-            Op::Ld { space, ty, count, d, at } => {
+            Op::Ld { space, ty, count, d, at, .. } => {
                 access::load(self, context, mask, space, ty, &d[..usize::from(count)], at)
             }
             Op::St { space, ty, count, a, at } => {
@@ -509,7 +517,7 @@ impl Warp {
                 let out = std::array::from_fn(|lane| {
                     (from[lane] & SHARED_WINDOW)
                         | (from[lane] % access::BLOCK_WINDOW)
-                        | (rank[lane] + 1) * access::BLOCK_WINDOW
+                        | ((rank[lane] + 1) * access::BLOCK_WINDOW)
                 });
                 self.file.set_bits(d, &out, mask);
                 Ok(())

@@ -46,6 +46,7 @@ pub fn load<'a>(
     operands: &[Operand<'a>],
 ) -> Result<()> {
     let ([to, from], space) = (expect(operands)?, space(mods));
+    let polls = ["volatile", "relaxed", "acquire"].iter().any(|name| mods.take(name));
     mods.ignore(HINTS);
     let (count, ty) = (vector(mods), ty(mods)?);
     let to = elements(to);
@@ -68,7 +69,7 @@ pub fn load<'a>(
     }
     let at = b.address(from)?;
     touches(b, space, ty);
-    b.emit(Op::Ld { space, ty, count: count as u8, d, at });
+    b.emit(Op::Ld { polls, space, ty, count: count as u8, d, at });
     Ok(())
 }
 

@@ -374,7 +374,8 @@ pub enum Op {
     Cvt { to: Ty, from: Ty, mode: Mode, integral: bool, d: Reg, a: Reg },
     /// Two f32 to a pair of 16 bits; `a` goes to the upper half.
     CvtPair { to: Ty, relu: bool, d: Reg, a: Reg, b: Reg },
-    Ld { space: Space, ty: Ty, count: u8, d: [Reg; 4], at: Address },
+    /// `polls`: it asks for what others write meanwhile.
+    Ld { polls: bool, space: Space, ty: Ty, count: u8, d: [Reg; 4], at: Address },
     St { space: Space, ty: Ty, count: u8, a: [Reg; 4], at: Address },
     Atom { space: Space, op: AtomOp, ty: Ty, d: Option<Reg>, at: Address, b: Reg, c: Reg },
     /// From a space's address to a generic one, or back.

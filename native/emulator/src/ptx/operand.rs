@@ -39,10 +39,6 @@ impl<'a, 'b> Cursor<'a, 'b> {
         self.tokens.get(self.at).copied()
     }
 
-    pub fn after(&self) -> Option<Token<'a>> {
-        self.tokens.get(self.at + 1).copied()
-    }
-
     pub fn next(&mut self) -> Result<Token<'a>, String> {
         let token = self.peek().ok_or("the text ends in the middle")?;
         self.at += 1;
@@ -151,9 +147,8 @@ impl<'a, 'b> Cursor<'a, 'b> {
             Operand::Int(value) => offset = value,
             other => return Err(format!("the address {other:?}")),
         }
-        if self.skip(b'+') {
-            offset = self.integer()?;
-        } else if self.is(b'-') {
+        // A minus is the number's own.
+        if self.skip(b'+') || self.is(b'-') {
             offset = self.integer()?;
         }
         self.sign(b']')?;
