@@ -1,0 +1,446 @@
+//! Runs a kernel: its blocks, their warps, and the lanes of these.
+//!
+//! ```text
+//! warp.rs                 lanes that run together, part and meet again
+//! file.rs                 their registers
+//! alu.rs, float.rs, convert.rs   what touches nothing but registers
+//! access.rs, shared.rs    memory, and who touched it
+//! collective.rs, tensor.rs   what the lanes of a warp do together
+//! cluster.rs              mbarriers and the memory of other blocks
+//! ```
+//!
+//! The warps of a block take turns. Blocks run one after the other, or cluster after cluster; those
+//! of a cooperative launch are all in progress. Where all that runs polls, the thread is given up
+//! for a while: what is waited for may be another stream's or the host's to do.
+
+mod access;
+mod alu;
+mod cluster;
+mod collective;
+mod convert;
+mod file;
+mod float;
+mod shared;
+mod tensor;
+#[cfg(test)]
+mod tests;
+mod warp;
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::memory::Memory;
+use crate::ptx::Kernel;
+use access::trouble;
+use shared::Shared;
+use warp::{State, Stop, Trouble, Warp};
+
+/// One launch.
+#[derive(Debug, Clone)]
+pub struct Launch {
+    pub blocks: [u32; 3],
+    pub threads: [u32; 3],
+    /// Blocks of a cluster; ones where there are no clusters.
+    pub cluster: [u32; 3],
+    /// Bytes of dynamic shared memory.
+    pub shared: u32,
+    /// All blocks are in progress together.
+    pub cooperative: bool,
+    /// The parameters, laid out as [`Kernel::params`] says.
+    pub params: Vec<u8>,
+}
+
+/// What ended a kernel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    pub kind: FaultKind,
+    /// The kernel, the block, the thread, the line of PTX and what happened there.
+    pub message: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FaultKind {
+    /// An address that is not allocated: CUDA_ERROR_ILLEGAL_ADDRESS.
+    Address,
+    /// CUDA_ERROR_MISALIGNED_ADDRESS.
+    Alignment,
+    /// Two threads at one place of shared memory without a barrier between them.
+    Race,
+    /// No warp can go on: a barrier that not all reach.
+    Deadlock,
+    /// An instruction that the machine does not know, or that traps.
+    Instruction,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+/// Instructions of a warp's turn.
+const TURN: usize = 4096;
+/// Rounds in which all only polled mbarriers, after which nothing is to come.
+const PATIENCE: usize = 1000;
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Barrier {
+    arrived: u32,
+    count: Option<u32>,
+}
+
+/// A block in progress.
+#[derive(Debug)]
+struct Block {
+    id: [u32; 3],
+    /// The first block of its cluster, among those that run.
+    first: usize,
+    shared: Shared,
+    /// Threads that have not ended.
+    live: u32,
+    barriers: [Barrier; 16],
+    /// Of its cluster's barrier, in the cluster's first block: arrivals, phases that have ended, and
+    /// when the last one did.
+    arrived: u32,
+    phase: u64,
+    ended: u32,
+}
+
+/// What the warps of a launch share.
+#[derive(Debug)]
+pub(crate) struct Context<'a> {
+    kernel: &'a Kernel,
+    launch: &'a Launch,
+    memory: &'a Memory,
+    blocks: Vec<Block>,
+    /// Ranges of memory that were found last; the first is the module's own.
+    ranges: [(u64, u64); 8],
+    next_range: usize,
+    /// Events that order threads.
+    clock: u32,
+    /// What was read so far, where each thread ends as it waits for the kernels ahead of it.
+    ahead: Option<Vec<(u64, u64)>>,
+    /// Something was written or ended.
+    progress: bool,
+    /// Arrivals that may end a wait.
+    unsettled: bool,
+}
+
+impl Context<'_> {
+    fn size(&self) -> usize {
+        self.launch.cluster.iter().product::<u32>() as usize
+    }
+
+    fn in_cluster(&self, block: &Block, rank: usize) -> Option<usize> {
+        (rank < self.size()).then_some(block.first + rank)
+    }
+
+    fn arrive(
+        &mut self,
+        block: usize,
+        id: usize,
+        count: Option<u32>,
+        mask: u32,
+        lane: usize,
+    ) -> Result<(), Trouble> {
+        let wrong = |what| Err(trouble(FaultKind::Instruction, lane, what));
+        let Some(barrier) = self.blocks[block].barriers.get_mut(id) else {
+            return wrong(format!("the barrier {id}"));
+        };
+        if barrier.arrived > 0 && barrier.count != count {
+            return wrong(format!("barrier {id} with {count:?} and {:?} threads", barrier.count));
+        }
+        barrier.count = count;
+        barrier.arrived += mask.count_ones();
+        self.unsettled = true;
+        self.progress = true;
+        Ok(())
+    }
+
+    /// The phase of the cluster's barrier that the lanes arrive in.
+    fn cluster_arrive(&mut self, block: usize, mask: u32) -> u64 {
+        let first = self.blocks[block].first;
+        self.blocks[first].arrived += mask.count_ones();
+        self.unsettled = true;
+        self.progress = true;
+        self.blocks[first].phase
+    }
+
+    /// When that phase ended.
+    fn cluster_ended(&self, block: usize, phase: u64) -> Option<u32> {
+        let first = &self.blocks[self.blocks[block].first];
+        (first.phase > phase).then_some(first.ended)
+    }
+}
+
+struct Machine<'a> {
+    context: Context<'a>,
+    warps: Vec<Warp>,
+    /// Warps of a block.
+    each: usize,
+}
+
+/// Runs a kernel to its end, on the calling thread.
+pub fn run(kernel: &Kernel, launch: &Launch, memory: &Memory) -> Result<(), Fault> {
+    perform(kernel, launch, memory, None).map(|_| ())
+}
+
+/// Runs each thread of a kernel until it waits for the kernels ahead of it (`griddepcontrol.wait`),
+/// and gives the ranges of memory that were read: first byte and end. A write is a fault.
+pub fn run_ahead(
+    kernel: &Kernel,
+    launch: &Launch,
+    memory: &Memory,
+) -> Result<Vec<(u64, u64)>, Fault> {
+    let mut reads = perform(kernel, launch, memory, Some(Vec::new()))?.unwrap_or_default();
+    reads.sort_unstable();
+    let mut ranges: Vec<(u64, u64)> = Vec::new();
+    for (first, end) in reads {
+        match ranges.last_mut() {
+            Some(last) if first <= last.1 => last.1 = last.1.max(end),
+            _ => ranges.push((first, end)),
+        }
+    }
+    Ok(ranges)
+}
+
+fn perform(
+    kernel: &Kernel,
+    launch: &Launch,
+    memory: &Memory,
+    ahead: Option<Vec<(u64, u64)>>,
+) -> Result<Option<Vec<(u64, u64)>>, Fault> {
+    let refuse = |what: String| {
+        let message = format!("{}: {what}", kernel.name);
+        Err(Fault { kind: FaultKind::Instruction, message })
+    };
+    #[cfg(target_arch = "x86_64")]
+    if !is_x86_feature_detected!("avx2") || !is_x86_feature_detected!("fma") {
+        return refuse("the emulator needs a CPU with AVX2 and FMA".into());
+    }
+    let threads = launch.threads.iter().product::<u32>();
+    let size = launch.cluster.iter().product::<u32>() as usize;
+    let most = kernel.max_threads.unwrap_or(1024).min(1024);
+    if threads == 0 || threads > most {
+        return refuse(format!("{threads} threads of at most {most}"));
+    }
+    let fits = |axis: usize| launch.blocks[axis].is_multiple_of(launch.cluster[axis]);
+    if size > 16 || launch.blocks.contains(&0) || !(0..3).all(fits) {
+        let (blocks, cluster) = (launch.blocks, launch.cluster);
+        return refuse(format!("{blocks:?} blocks in clusters of {cluster:?}"));
+    }
+    if launch.params.len() < kernel.param_bytes {
+        let (given, all) = (launch.params.len(), kernel.param_bytes);
+        return refuse(format!("{given} of {all} bytes of parameters"));
+    }
+    let clusters: [u32; 3] = std::array::from_fn(|i| launch.blocks[i] / launch.cluster[i]);
+    let count = clusters.iter().map(|&n| u64::from(n)).product::<u64>();
+    let resident = if launch.cooperative { count } else { 1 };
+    let mut machine = Machine::new(kernel, launch, memory, resident as usize * size, threads);
+    machine.context.ahead = ahead;
+    let mut next = 0;
+    while next < count {
+        machine.start(next, resident, clusters);
+        machine.finish()?;
+        next += resident;
+    }
+    Ok(machine.context.ahead)
+}
+
+impl<'a> Machine<'a> {
+    fn new(
+        kernel: &'a Kernel,
+        launch: &'a Launch,
+        memory: &'a Memory,
+        blocks: usize,
+        threads: u32,
+    ) -> Self {
+        let size = launch.cluster.iter().product::<u32>() as usize;
+        let bytes = kernel.shared + launch.shared as usize;
+        let each = threads.div_ceil(file::LANES as u32) as usize;
+        let warps = (0..blocks * each).map(|i| {
+            let block = i / each;
+            Warp::new(kernel, block, i % each, (block % size) as u32, launch.threads)
+        });
+        let warps = warps.collect();
+        let block = |i: usize| Block {
+            id: [0; 3],
+            first: i / size * size,
+            shared: Shared::new(bytes, kernel.granule, threads, size == 1),
+            live: 0,
+            barriers: Default::default(),
+            arrived: 0,
+            phase: 0,
+            ended: 0,
+        };
+        let mut ranges = [(1, 0); 8];
+        ranges[0] = kernel.globals.range();
+        let context = Context {
+            kernel,
+            launch,
+            memory,
+            blocks: (0..blocks).map(block).collect(),
+            ranges,
+            next_range: 1,
+            clock: 0,
+            ahead: None,
+            progress: false,
+            unsettled: false,
+        };
+        Machine { context, warps, each }
+    }
+
+    /// Readies the blocks of `count` clusters from number `first` on.
+    fn start(&mut self, first: u64, count: u64, clusters: [u32; 3]) {
+        let context = &mut self.context;
+        let (launch, size) = (context.launch, context.size());
+        let threads = launch.threads.iter().product::<u32>();
+        let split = |i: u64, all: [u32; 3]| {
+            let (x, y) = (u64::from(all[0]), u64::from(all[1]));
+            [(i % x) as u32, (i / x % y) as u32, (i / x / y) as u32]
+        };
+        context.clock = 0;
+        for i in 0..count as usize * size {
+            let cluster = split(first + (i / size) as u64, clusters);
+            let inside = split((i % size) as u64, launch.cluster);
+            let block = &mut context.blocks[i];
+            block.id = std::array::from_fn(|a| cluster[a] * launch.cluster[a] + inside[a]);
+            block.shared.reset();
+            block.live = threads;
+            block.barriers = Default::default();
+            (block.arrived, block.phase, block.ended) = (0, 0, 0);
+        }
+        for warp in &mut self.warps {
+            warp.start(&self.context);
+        }
+    }
+
+    /// Runs what is ready until all has ended.
+    fn finish(&mut self) -> Result<(), Fault> {
+        let (mut polls, mut idle) = (0, 0u32);
+        loop {
+            let (mut running, mut turns, mut polling) = (0, 0, 0);
+            let before = self.context.clock;
+            self.context.progress = false;
+            for i in 0..self.warps.len() {
+                let warp = &mut self.warps[i];
+                if warp.groups.is_empty() {
+                    continue;
+                }
+                // After a while of nothing but polling, the other groups of a warp have their turn.
+                let last = idle % 2 == 1;
+                // SAFETY: `run` has seen that the CPU has these instructions.
+                let stop = unsafe { warp.run(&mut self.context, TURN, last) };
+                match stop {
+                    Ok(Stop::Done) => self.context.progress = true,
+                    Ok(Stop::Turn) => (running, turns) = (running + 1, turns + 1),
+                    Ok(Stop::Polls) => (running, polling) = (running + 1, polling + 1),
+                    Ok(Stop::Waits) => running += 1,
+                    Err(trouble) => return Err(self.fault(i, trouble)),
+                }
+                if self.context.unsettled {
+                    self.settle(i / self.each);
+                }
+            }
+            if running == 0 {
+                return Ok(());
+            }
+            if self.context.progress || self.context.clock != before {
+                (polls, idle) = (0, 0);
+                continue;
+            }
+            idle = idle.wrapping_add(1);
+            if turns == 0 && polling == 0 {
+                return Err(self.deadlock());
+            }
+            if turns == 0 {
+                polls += 1;
+                if polls > PATIENCE {
+                    return Err(self.deadlock());
+                }
+                continue;
+            }
+            match idle {
+                0..100 => std::thread::yield_now(),
+                _ => std::thread::sleep(Duration::from_micros(50)),
+            }
+        }
+    }
+
+    /// Lets those go whose barrier is complete.
+    fn settle(&mut self, block: usize) {
+        let context = &mut self.context;
+        context.unsettled = false;
+        let this = &mut context.blocks[block];
+        for (id, barrier) in this.barriers.iter_mut().enumerate() {
+            if barrier.arrived == 0 || barrier.arrived < barrier.count.unwrap_or(this.live) {
+                continue;
+            }
+            *barrier = Barrier::default();
+            context.clock += 1;
+            for warp in &mut self.warps[block * self.each..(block + 1) * self.each] {
+                for group in &mut warp.groups {
+                    if group.state == State::Barrier(id) {
+                        (group.pc, group.state) = (group.pc + 1, State::Ready);
+                        warp.since.block = context.clock;
+                    }
+                }
+            }
+        }
+        let (first, size) = (context.blocks[block].first, context.size());
+        let live: u32 = context.blocks[first..first + size].iter().map(|b| b.live).sum();
+        let cluster = &mut context.blocks[first];
+        if cluster.arrived == 0 || cluster.arrived < live {
+            return;
+        }
+        context.clock += 1;
+        (cluster.arrived, cluster.phase, cluster.ended) = (0, cluster.phase + 1, context.clock);
+        for warp in &mut self.warps[first * self.each..(first + size) * self.each] {
+            for group in &mut warp.groups {
+                if group.state == State::Cluster {
+                    group.state = State::Ready;
+                }
+            }
+        }
+    }
+
+    fn fault(&self, warp: usize, trouble: Trouble) -> Fault {
+        let Trouble { kind, lane, what } = trouble;
+        let message = format!("{}: {what}", self.place(warp, lane, self.warps[warp].pc));
+        Fault { kind, message }
+    }
+
+    /// The kernel, the block, the thread and the instruction.
+    fn place(&self, warp: usize, lane: usize, pc: usize) -> String {
+        let (kernel, launch) = (self.context.kernel, self.context.launch);
+        let thread = (self.warps[warp].index * file::LANES + lane) as u32;
+        let [x, y, _] = launch.threads;
+        let thread = [thread % x, thread / x % y, thread / x / y];
+        let block = self.context.blocks[self.warps[warp].block].id;
+        let line = kernel.code.get(pc).map_or(0, |i| i.line);
+        format!(
+            "{}, block {block:?}, thread {thread:?}, line {line} `{}`",
+            kernel.name,
+            kernel.line(line)
+        )
+    }
+
+    fn deadlock(&self) -> Fault {
+        let mut waiting = Vec::new();
+        for (i, warp) in self.warps.iter().enumerate() {
+            for group in &warp.groups {
+                let lane = group.mask.trailing_zeros() as usize;
+                let place = self.place(i, lane, group.pc);
+                waiting.push(format!("{place}, lanes {:#010x}", group.mask));
+            }
+        }
+        let count = waiting.len();
+        waiting.truncate(8);
+        let message = format!(
+            "{}: nothing can go on; {count} groups of threads wait: {}",
+            self.context.kernel.name,
+            waiting.join("; ")
+        );
+        Fault { kind: FaultKind::Deadlock, message }
+    }
+}
