@@ -49,8 +49,8 @@ pub(crate) struct Runner {
 /// of five kernels they took 8 µs back to back and 18 µs at 60 Hz (`benches/launch.rs`, H200).
 const MAPPED: usize = 16 << 10;
 
-/// How long the end of an armed run is waited for where its instance goes. Only a device that is
-/// lost, or one that others keep busy, takes so long.
+/// How long the end of an armed run is waited for on the host where its instance goes. Only a device
+/// that is lost, or one that others keep busy, takes so long.
 const DRAIN: Duration = Duration::from_millis(2);
 
 /// What a graph was captured for.
@@ -392,12 +392,18 @@ pub fn all_modules() -> Vec<Module> {
 
 impl Drop for Runner {
     /// The arena goes back to the pool after this: an armed run has to be over. Such runs are short
-    /// (see `Session::prepare`), and waiting for one takes no call to the driver.
+    /// (see `Session::prepare`), and waiting for one takes no call to the driver. Where the device is
+    /// busy with others, the main stream waits, and so does whoever is given the memory.
     fn drop(&mut self) {
         let (true, Some(readback)) = (self.armed, &self.readback) else { return };
         self.gate.iter().for_each(Gate::close);
         let began = Instant::now();
-        while !readback.signal.is_seen() && began.elapsed() < DRAIN {
+        while !readback.signal.is_seen() {
+            if began.elapsed() >= DRAIN {
+                // A device that is lost has nothing to wait for.
+                let _ = self.hold_main();
+                return;
+            }
             std::hint::spin_loop();
         }
     }
