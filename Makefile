@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-archs test-nx soak bench setup fmt clean
+.PHONY: help demo test test-archs test-emulated test-nx soak bench setup fmt clean
 
 # One target folder for Mix and for cargo, so that no crate is compiled twice.
 export CARGO_TARGET_DIR ?= $(CURDIR)/_build/native
@@ -16,6 +16,7 @@ help:
 	@echo 'make demo        an agent at 60 frames a second (DEVICE=cuda, DEMO_ARGS="…")'
 	@echo 'make test        every check: format, lints, kernels, Rust and Elixir tests'
 	@echo 'make test-archs  compiles the kernels for sm_86, sm_89, sm_100 and sm_120'
+	@echo "make test-emulated  the kernels' tests over an emulated GPU, some minutes"
 	@echo "make test-nx     Nx's own tests, from a checkout of Nx (NITROX_NX=…/nx/nx)"
 	@echo '.ci/gpu          the GPU part of the tests, sanitizers and benches, with or without cargo there'
 	@echo 'make soak        200,000 frames of each network, whose memory is to be flat'
@@ -33,6 +34,10 @@ test:
 
 test-archs:
 	@NITROX_TEST_ARCHS=86,89,100,120 .ci/test kernels
+
+test-emulated:
+	@NITROX_SKIP_TESTS='large:: sample::frequencies recurrent::shapes recurrent::windows recurrent::beside_another_process' \
+		.ci/emulate cuda_basic cuda_infra program products faults ops
 
 test-nx:
 	@source .ci/setup; MIX_ENV=test mix compile && \

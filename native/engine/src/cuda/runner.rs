@@ -287,6 +287,9 @@ impl Runner {
         }
         if self.gate.is_none() {
             self.gate = Some(Gate::new(&self.cuda)?);
+            // The main stream writes its count, which a gate that came first would have counted from
+            // something else, and then let pass what it should not.
+            self.after_main = true;
         }
         // Both parities, for the next frame is of the other one.
         for parity in 0..=usize::from(program.plan.alternates) {

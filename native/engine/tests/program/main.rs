@@ -185,8 +185,12 @@ fn a_prepared_step_gives_what_it_gives_unprepared() {
                 let place = (random.below(7) as i32).to_ne_bytes();
                 let mut feeds = vec![Feed::Bytes(&x[..])];
                 feeds.extend(free.then_some(Feed::Bytes(&place)));
-                // In time, about when the device gives up, and too late.
-                prepare(&prepared, &feeds);
+                // Of what it was prepared with nothing is left. In time, about when the device gives up,
+                // and too late.
+                let other = bytes(&random.floats(1));
+                let mut others = feeds.clone();
+                others[0] = Feed::Bytes(&other);
+                prepare(&prepared, &others);
                 let wait = [0, 0, 300, 2_000, 4_900, 4_990, 5_000, 5_010, 5_100, 7_000];
                 let wait = wait[if frame < 200 { 0 } else { random.below(wait.len()) }];
                 let began = std::time::Instant::now();
