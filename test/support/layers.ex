@@ -10,29 +10,14 @@ defmodule Nitrox.TestLayers do
 
   # ── Tensors ───────────────────────────────────────────────────────────────────────────────────
 
-  def random(shape, scale \\ 1.0) do
-    bytes =
-      for _ <- 1..Tuple.product(shape),
-          into: <<>>,
-          do: <<scale * :rand.normal()::float-32-native>>
-
-    Nx.from_binary(bytes, :f32, backend: Nx.BinaryBackend) |> Nx.reshape(shape)
-  end
+  defdelegate random(shape, scale \\ 1.0), to: Nitrox.TestNumbers
+  defdelegate host(container), to: Nitrox.TestNumbers
+  defdelegate on(container, backend), to: Nitrox.TestNumbers
+  defdelegate backends, to: Nitrox.TestNumbers
 
   def integers(shape, range) do
     list = for _ <- 1..Tuple.product(shape), do: Enum.random(range)
     Nx.tensor(list, type: :s64, backend: Nx.BinaryBackend) |> Nx.reshape(shape)
-  end
-
-  def host(container),
-    do: Nx.Defn.Composite.traverse(container, &Nx.backend_copy(&1, Nx.BinaryBackend))
-
-  def on(container, backend),
-    do: Nx.Defn.Composite.traverse(container, &Nx.backend_copy(&1, backend))
-
-  def backends do
-    for device <- Application.get_env(:nitrox, :test_devices),
-        do: {Nitrox.Backend, device: device}
   end
 
   # Relative L2.

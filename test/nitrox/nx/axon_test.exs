@@ -9,26 +9,8 @@ defmodule Nitrox.Nx.AxonTest do
 
   # Axon is not there for the compiler on every machine.
   if Code.ensure_loaded?(Axon) do
-    def handle(event, measurements, metadata, {parent, id}) do
-      message = {id, List.last(event), Map.merge(measurements, metadata)}
-      if self() == parent, do: send(parent, message)
-    end
-
     defp events(fun) do
-      id = make_ref()
-      names = [[:nitrox, :tensor, :transfer], [:nitrox, :fallback]]
-      :ok = :telemetry.attach_many(id, names, &__MODULE__.handle/4, {self(), id})
-      result = fun.()
-      :telemetry.detach(id)
-      {result, received(id, [])}
-    end
-
-    defp received(id, events) do
-      receive do
-        {^id, event, details} -> received(id, [{event, details} | events])
-      after
-        0 -> Enum.reverse(events)
-      end
+      Nitrox.TestEvents.during([[:nitrox, :tensor, :transfer], [:nitrox, :fallback]], fun)
     end
 
     defp models do
