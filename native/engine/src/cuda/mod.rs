@@ -43,6 +43,7 @@ mod shape;
 pub mod sources;
 pub mod stream;
 pub mod survey;
+pub mod trial;
 mod walk;
 pub mod warmup;
 mod window;

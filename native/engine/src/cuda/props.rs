@@ -7,6 +7,7 @@ use cudarc::driver::sys::CUdevice_attribute as Attribute;
 
 use super::blas::Blas;
 use super::driver::Driver;
+use super::trial::Trials;
 use crate::error::Result;
 
 /// What a GPU has. Sizes are bytes.
@@ -33,6 +34,8 @@ pub struct Props {
     /// How many clusters of 16 blocks, each of which has a multiprocessor's shared memory to
     /// itself, run at once; 0 where there are no such clusters.
     pub clusters: u32,
+    /// Which variants it takes that wait for their measurement.
+    pub trials: Trials,
 }
 
 impl Props {
@@ -79,6 +82,7 @@ impl Props {
             blas: Blas::new(driver),
             // Asked of a kernel, which is not there yet.
             clusters: 0,
+            trials: Trials::from_env()?,
         })
     }
 }

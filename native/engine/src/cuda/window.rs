@@ -236,6 +236,7 @@ pub(super) mod tests {
             cooperative: true,
             blas: Default::default(),
             clusters: 0,
+            trials: Default::default(),
         }
     }
 
