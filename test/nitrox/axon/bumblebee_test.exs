@@ -364,26 +364,36 @@ if Code.ensure_loaded?(Bumblebee) do
     end
 
     test "a policy of bf16, and one of f16" do
-      for {type, bound} <- [{{:bf, 16}, 1.0e-2}, {{:f, 16}, 2.0e-3}] do
+      for type <- [{:bf, 16}, {:f, 16}] do
         policy = Axon.MixedPrecision.create_policy(compute: type, output: type)
         model = Bumblebee.build_model(spec(:llama))
         mixed = Axon.MixedPrecision.apply_policy(model, policy, fn node -> node.op != :input end)
-        inputs = %{"input_ids" => ids({2, 5})}
-        state = state(model, inputs)
-        exact = predict(model, state, inputs, Nx.BinaryBackend).logits
+        fast = Nitrox.Axon.accelerate(mixed)
 
-        # The bound of one kernel, or as near as what is rounded after each op of Nx, half as much aside.
-        error = fn model, backend ->
-          {result, ops} = ops(fn -> predict(model, state, inputs, backend) end)
-          got = result.logits |> host()
-          assert got.type == type
-          {relative(got, exact), ops}
-        end
+        # As near as what is rounded after each op of Nx, half as much aside. Either error is a sum of
+        # roundings, and that of one model's may be twice the other's by chance: so it is the mean of many
+        # models (geometric, as each is as well conditioned as it happens to be).
+        ratios =
+          for _ <- 1..16 do
+            inputs = %{"input_ids" => ids({2, 5})}
+            state = state(model, inputs)
+            exact = predict(model, state, inputs, Nx.BinaryBackend).logits
 
-        {plain, _} = error.(mixed, Nx.BinaryBackend)
-        {ours, ops} = error.(Nitrox.Axon.accelerate(mixed), Nitrox.Backend)
-        assert ops[:flash_attention] == 2
-        assert ours <= max(1.5 * plain, bound), "#{inspect(type)}: #{ours}, and plain #{plain}"
+            error = fn model, backend ->
+              {result, ops} = ops(fn -> predict(model, state, inputs, backend) end)
+              got = host(result.logits)
+              assert got.type == type
+              {relative(got, exact), ops}
+            end
+
+            {plain, _} = error.(mixed, Nx.BinaryBackend)
+            {ours, ops} = error.(fast, Nitrox.Backend)
+            assert ops[:flash_attention] == 2
+            ours / plain
+          end
+
+        mean = :math.exp(Enum.sum(Enum.map(ratios, &:math.log/1)) / length(ratios))
+        assert mean <= 1.5, "#{inspect(type)}: #{mean} of plain's error, #{inspect(ratios)}"
       end
     end
 
