@@ -3,16 +3,31 @@
 use crate::op::Op;
 use crate::spec::Spec;
 
-/// A dense tensor at an address of the device's memory.
+/// How a tensor lies that is a part of each row of another: so many elements together, and as many
+/// from the first of them to the first of the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rows {
+    pub length: usize,
+    pub pitch: usize,
+}
+
+/// A tensor at an address of the device's memory: dense, but for the inputs of which the device said
+/// that it reads them by rows.
 #[derive(Debug, Clone, Copy)]
 pub struct View<'a> {
     pub addr: u64,
     pub spec: &'a Spec,
     /// Whether nothing writes to it while programs run that read it: their parameters.
     pub constant: bool,
+    pub rows: Option<Rows>,
 }
 
 impl<'a> View<'a> {
+    /// Elements from one row of the last axis to the next.
+    pub fn pitch(&self) -> usize {
+        self.rows.map_or(self.spec.last(), |rows| rows.pitch)
+    }
+
     /// The elements, for a view of host memory.
     ///
     /// # Safety
@@ -20,6 +35,7 @@ impl<'a> View<'a> {
     /// type, and nobody may write to it meanwhile.
     pub unsafe fn slice<T>(&self) -> &'a [T] {
         debug_assert_eq!(size_of::<T>(), self.spec.dtype.size());
+        debug_assert!(self.rows.is_none());
         if self.spec.is_empty() {
             return &[];
         }
@@ -33,6 +49,7 @@ impl<'a> View<'a> {
     /// As for [`View::slice`], and nobody may read it meanwhile either.
     pub unsafe fn slice_mut<T>(&self) -> &'a mut [T] {
         debug_assert_eq!(size_of::<T>(), self.spec.dtype.size());
+        debug_assert!(self.rows.is_none());
         if self.spec.is_empty() {
             return &mut [];
         }

@@ -4,9 +4,9 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use crate::call::Call;
+use crate::call::{Call, Rows};
 use crate::cpu::Cpu;
-use crate::cuda::Cuda;
+use crate::cuda::{self, Cuda};
 use crate::error::{Error, Result};
 use crate::infer::infer;
 use crate::op::Op;
@@ -145,6 +145,20 @@ impl Device {
         match self {
             Device::Cpu(cpu) => cpu.workspace(op, inputs),
             Device::Cuda(cuda) => cuda.workspace(op, inputs),
+        }
+    }
+
+    /// Whether `op` reads its input `i` by rows, so that it may be a part of each row of another tensor.
+    pub(crate) fn reads_rows(
+        &self,
+        op: &Op,
+        inputs: &[Option<&Spec>],
+        i: usize,
+        rows: Rows,
+    ) -> bool {
+        match self {
+            Device::Cpu(_) => false,
+            Device::Cuda(_) => cuda::reads_rows(op, inputs, i, rows),
         }
     }
 

@@ -78,14 +78,16 @@ impl Slots {
     ) -> Result<()> {
         let (mut inputs, mut outputs) = (Vec::with_capacity(16), Vec::with_capacity(4));
         for step in &plan.steps {
-            let view = |(place, spec)| {
+            let view = |place, spec, rows| {
                 let constant = matches!(place, Place::Param(_));
-                View { addr: self.addr(place, parity, windows), spec, constant }
+                View { addr: self.addr(place, parity, windows), spec, constant, rows }
             };
             inputs.clear();
             outputs.clear();
-            inputs.extend(step.inputs.iter().map(|i| i.as_ref().map(|(p, spec)| view((*p, spec)))));
-            outputs.extend(step.outputs.iter().map(|(p, spec)| view((*p, spec))));
+            for input in &step.inputs {
+                inputs.push(input.as_ref().map(|i| view(i.place, &i.spec, i.rows)));
+            }
+            outputs.extend(step.outputs.iter().map(|(place, spec)| view(*place, spec, None)));
             execute(&Call {
                 op: &step.op,
                 inputs: &inputs,

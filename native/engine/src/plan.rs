@@ -4,11 +4,13 @@
 //! from one and written to the other by turns, so that no step has to copy it; where its new value
 //! is a `put_slice` into the old one and nobody reads the old one afterwards, one slot is enough
 //! and only the slice is written. A `reshape` is no step, and neither is a `slice` whose elements lie
-//! together: it is read where they are.
+//! together: it is read where they are. One that takes a part of each row is no step either where all
+//! its readers find the rows themselves.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
+use crate::call::Rows;
 use crate::error::{Error, Result};
 use crate::infer::infer;
 use crate::op::{Cast, Op, Slice};
@@ -30,10 +32,19 @@ pub(crate) enum Place {
     Arena([usize; 2]),
 }
 
+/// What a step reads.
+#[derive(Debug)]
+pub(crate) struct Operand {
+    pub place: Place,
+    pub spec: Spec,
+    /// None where it is dense.
+    pub rows: Option<Rows>,
+}
+
 #[derive(Debug)]
 pub(crate) struct Step {
     pub op: Op,
-    pub inputs: Vec<Option<(Place, Spec)>>,
+    pub inputs: Vec<Option<Operand>>,
     pub outputs: Vec<(Place, Spec)>,
     /// Offset of the scratch.
     pub workspace: Option<usize>,
@@ -81,11 +92,18 @@ enum Storage {
     Node(usize, usize),
 }
 
-/// A value that lies in another's storage: all of it, or a part that begins so many bytes in.
+/// A value that lies in another's storage: all of it, or a part.
 #[derive(Debug, Clone, Copy)]
 struct Alias {
     storage: Storage,
-    part: Option<usize>,
+    part: Option<Part>,
+}
+
+/// Where a part begins, in bytes, and how it lies there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Part {
+    at: usize,
+    rows: Option<Rows>,
 }
 
 /// A program's values, before they have places.
@@ -151,19 +169,21 @@ impl<'a> Values<'a> {
     }
 }
 
-/// Plans a program. `workspace` gives the scratch an op needs on its inputs.
+/// Plans a program. `workspace` gives the scratch an op needs on its inputs, and `reads_rows` says
+/// whether it reads one of them, of which number is told, by rows.
 pub(crate) fn plan(
     graph: &Graph,
     params: &[Spec],
     states: &[Spec],
     workspace: impl Fn(&Op, &[Option<&Spec>]) -> Result<usize>,
+    reads_rows: impl Fn(&Op, &[Option<&Spec>], usize, Rows) -> bool,
 ) -> Result<Plan> {
     let mut values = Values::new(graph, params, states)?;
     check_states(&values)?;
     for &r in &graph.outputs {
         values.spec(r)?;
     }
-    let last_use = alias(&mut values);
+    let last_use = alias(&mut values, reads_rows)?;
 
     // What is written at the end of a run: the next states, by the storage that can be the slot
     // itself, and the copies for those that cannot.
@@ -234,7 +254,7 @@ pub(crate) fn plan(
             },
         };
         match (whole, part) {
-            (Place::Arena(at), Some(part)) => Ok(Place::Arena(at.map(|at| at + part))),
+            (Place::Arena(at), Some(part)) => Ok(Place::Arena(at.map(|at| at + part.at))),
             (whole, None) => Ok(whole),
             (Place::Param(_), Some(_)) => {
                 Err(Error::Internal(format!("{r:?} is a parameter's part")))
@@ -266,7 +286,11 @@ pub(crate) fn plan(
             .iter()
             .zip(&input_specs)
             .map(|(r, spec)| match (r, spec) {
-                (Some(r), Some(spec)) => Ok(Some((place(*r, &offsets)?, (*spec).clone()))),
+                (Some(r), Some(spec)) => Ok(Some(Operand {
+                    place: place(*r, &offsets)?,
+                    spec: (*spec).clone(),
+                    rows: values.alias(*r).part.and_then(|part| part.rows),
+                })),
                 _ => Ok(None),
             })
             .collect::<Result<Vec<_>>>()?;
@@ -303,7 +327,7 @@ pub(crate) fn plan(
         let [a, b] = slots[i].0;
         steps.push(Step {
             op: Op::Cast(Cast { r#type: spec.dtype }),
-            inputs: vec![Some((from, spec.clone()))],
+            inputs: vec![Some(Operand { place: from, spec: spec.clone(), rows: None })],
             outputs: vec![(Place::Arena([b, a]), spec)],
             workspace: None,
         });
@@ -347,7 +371,10 @@ fn check_states(values: &Values) -> Result<()> {
 /// Decides which node outputs share the storage of an input (every reshape, each slice that may be
 /// read where it lies, and each `put_slice` that may write in place), and gives the last step that
 /// reads each storage.
-fn alias(values: &mut Values) -> BTreeMap<Storage, usize> {
+fn alias(
+    values: &mut Values,
+    reads_rows: impl Fn(&Op, &[Option<&Spec>], usize, Rows) -> bool,
+) -> Result<BTreeMap<Storage, usize>> {
     let graph = values.graph;
     // Readers of a value are counted on what it is at the end, outputs and next states included,
     // so the uses are collected for every value first and joined by storage below.
@@ -369,9 +396,15 @@ fn alias(values: &mut Values) -> BTreeMap<Storage, usize> {
         if let (Op::Slice(slice), Ok(spec)) = (&node.op, values.spec(*x))
             && node.inputs[1..].iter().all(Option::is_none)
             && read < usize::MAX
-            && let Some(part) = together(slice, spec)
         {
-            parts.insert(n, part);
+            let part = match together(slice, spec) {
+                Some(at) => Some(Part { at, rows: None }),
+                None => match by_rows(slice, spec) {
+                    Some(part) if all_read_rows(values, n, part, &reads_rows)? => Some(part),
+                    _ => None,
+                },
+            };
+            parts.extend(part.map(|part| (n, part)));
         }
         if parts.contains_key(&n) || node.op.is_alias() {
             let of_x = last_read.entry(*x).or_insert(n);
@@ -399,7 +432,7 @@ fn alias(values: &mut Values) -> BTreeMap<Storage, usize> {
         };
         if shared {
             let part = match parts.get(&n) {
-                Some(at) => Some(part.unwrap_or(0) + at),
+                Some(own) => Some(Part { at: part.map_or(0, |part| part.at) + own.at, ..*own }),
                 None => part,
             };
             values.aliases.insert((n, 0), Alias { storage, part });
@@ -410,7 +443,29 @@ fn alias(values: &mut Values) -> BTreeMap<Storage, usize> {
         let of = last_use.entry(values.storage(r)).or_insert(last);
         *of = (*of).max(last);
     }
-    last_use
+    Ok(last_use)
+}
+
+/// Whether all that read a node's value can do so by rows. Another view of it cannot.
+fn all_read_rows(
+    values: &Values,
+    n: usize,
+    part: Part,
+    reads_rows: impl Fn(&Op, &[Option<&Spec>], usize, Rows) -> bool,
+) -> Result<bool> {
+    let Some(rows) = part.rows else { return Ok(true) };
+    for node in &values.graph.nodes {
+        let reads = |&i: &usize| node.inputs[i] == Some(Ref::Node(n, 0));
+        let read: Vec<usize> = (0..node.inputs.len()).filter(reads).collect();
+        if read.is_empty() {
+            continue;
+        }
+        let specs = values.specs(&node.inputs)?;
+        if !read.into_iter().all(|i| reads_rows(&node.op, &specs, i, rows)) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// A state with two slots is as it was until the next run is over. One that is written in place must
@@ -454,10 +509,30 @@ fn repeatable(values: &Values) -> bool {
 /// there.
 fn together(slice: &Slice, x: &Spec) -> Option<usize> {
     let (dims, lengths) = (x.shape(), &slice.lengths);
-    let apart = slice.strides.iter().zip(lengths).any(|(&step, &length)| step != 1 && length > 1);
     // All axes before the last one that is cut have a single place left.
     let cut = (0..dims.len()).rev().find(|&i| lengths[i] != dims[i]).unwrap_or(0);
-    if x.is_empty() || apart || lengths.contains(&0) || lengths[..cut].iter().any(|&n| n != 1) {
+    if lengths[..cut].iter().any(|&n| n != 1) {
+        return None;
+    }
+    first(slice, x)
+}
+
+/// A slice that is a part of each row of `x`.
+fn by_rows(slice: &Slice, x: &Spec) -> Option<Part> {
+    let (&length, others) = slice.lengths.split_last()?;
+    let (&pitch, rest) = x.shape().split_last()?;
+    if others != rest || !(pitch * x.dtype.size()).is_multiple_of(WIDEST) {
+        return None;
+    }
+    first(slice, x).map(|at| Part { at, rows: Some(Rows { length, pitch }) })
+}
+
+/// Where in `x` the first element of a slice lies, in bytes, if it leaves out none between two that
+/// it has along an axis, and a kernel may begin to read there.
+fn first(slice: &Slice, x: &Spec) -> Option<usize> {
+    let (dims, lengths) = (x.shape(), &slice.lengths);
+    let apart = slice.strides.iter().zip(lengths).any(|(&step, &length)| step != 1 && length > 1);
+    if x.is_empty() || apart || lengths.contains(&0) {
         return None;
     }
     let mut at = 0;

@@ -171,8 +171,13 @@ impl Program {
                 fuse(graph, &param_specs, &state_specs, |op, inputs| cuda.fuses(op, inputs))?
             }
         };
-        let plan =
-            plan(&graph, &param_specs, &state_specs, |op, inputs| device.workspace(op, inputs))?;
+        let plan = plan(
+            &graph,
+            &param_specs,
+            &state_specs,
+            |op, inputs| device.workspace(op, inputs),
+            |op, inputs, i, rows| device.reads_rows(op, inputs, i, rows),
+        )?;
         let stateful = !state.is_empty();
         let mut program = Program {
             device: device.clone(),

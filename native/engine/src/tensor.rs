@@ -151,6 +151,6 @@ impl Tensor {
     }
 
     pub fn view(&self) -> View<'_> {
-        View { addr: self.addr(), spec: &self.spec, constant: false }
+        View { addr: self.addr(), spec: &self.spec, constant: false, rows: None }
     }
 }

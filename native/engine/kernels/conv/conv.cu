@@ -17,6 +17,7 @@ struct Conv {
     const T* state; // or null, for zeros
     T* y;
     T* last;
+    s64 pitch; // elements of x from a frame to the next
     u64 items; // packs · runs · rows
     s64 length;
     s64 run; // frames a thread takes
@@ -33,7 +34,7 @@ struct Conv {
 template <int VEC>
 __device__ __forceinline__ Wide<T, VEC> frame(const Conv& p, s64 row, int kept, s64 t, int at) {
     Wide<T, VEC> v;
-    if (t >= kept) v.load(p.x + (row * p.length + t - kept) * p.channels + at);
+    if (t >= kept) v.load(p.x + (row * p.length + t - kept) * p.pitch + at);
     else if (p.state) v.load(p.state + (row * kept + t) * p.channels + at);
     else v.zero();
     return v;
@@ -86,7 +87,7 @@ template <int TAPS, int VEC> __device__ __forceinline__ void convolve(const Conv
         for (int k = 0; k < TAPS - 1; k++) window[k] = frame<VEC>(p, row, kept, from + k, at);
 #pragma unroll 1
         for (s64 t = from; t < to; t++) {
-            window[TAPS ? TAPS - 1 : 0].load(p.x + (row * p.length + t) * p.channels + at);
+            window[TAPS ? TAPS - 1 : 0].load(p.x + (row * p.length + t) * p.pitch + at);
             f32 sum[VEC];
 #pragma unroll
             for (int i = 0; i < VEC; i++) sum[i] = bias.at(i);

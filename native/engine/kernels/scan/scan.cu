@@ -16,6 +16,9 @@
 // what each makes of a state of zero, and how much time passes in it; `scan_y` folds what is before
 // its chunk, exp(Σ dt · A) being the decay over any number of frames, and goes on from there.
 //
+// b, c and z may each be a part of the rows of another tensor: the entries whose names end in `rows`
+// go by pitches. They are entries of their own, since the others are measured as they are.
+//
 // With the module come STATES, LANES, OWN, WARPS_A_BLOCK, BLOCKS (that a multiprocessor is to
 // hold), and EVEN (there are STATES · LANES states, and not fewer).
 
@@ -52,6 +55,7 @@ struct Scan {
     f32* elapsed; // {B, chunks, D}: the sum of its dt
     s64 length;
     s64 chunk; // frames of a chunk
+    s64 b_pitch, c_pitch, z_pitch; // elements from a frame to the next, for the entries by rows
     int channels;
     int states;
     int chunks;
@@ -120,7 +124,7 @@ __device__ __forceinline__ f32 all_meet(f32 y) {
     return y;
 }
 
-template <bool OUT> __device__ __forceinline__ void scan(const Scan& p) {
+template <bool OUT, bool ROWS> __device__ __forceinline__ void scan(const Scan& p) {
     __shared__ __align__(16) f32 s_b[BUFFERS][SPAN * PADDED];
     __shared__ __align__(16) f32 s_c[BUFFERS][SPAN * PADDED];
     __shared__ float2 s_du[WARPS_A_BLOCK][FRAMES * CHANNELS]; // dt and dt·x
@@ -157,15 +161,18 @@ template <bool OUT> __device__ __forceinline__ void scan(const Scan& p) {
     // As it was stored: to convert it is to wait for it.
     T next_dt[OWN], next_x[OWN];
     Wide<T, 4> next_bc[EVEN ? SHARE : 1];
-    auto bring = [&](T (&to)[OWN], const T* from, int count) {
+    auto bring_by = [&](T (&to)[OWN], const T* from, int count, u32 at, u32 hop) {
         if (count == FRAMES) {
 #pragma unroll
-            for (int o = 0; o < OWN; o++) to[o] = *behind(from, at0 + o * hop);
+            for (int o = 0; o < OWN; o++) to[o] = *behind(from, at + o * hop);
         } else {
 #pragma unroll
             for (int o = 0; o < OWN; o++)
-                to[o] = group + o * LANES < count ? *behind(from, at0 + o * hop) : T{};
+                to[o] = group + o * LANES < count ? *behind(from, at + o * hop) : T{};
         }
+    };
+    auto bring = [&](T (&to)[OWN], const T* from, int count) {
+        bring_by(to, from, count, at0, hop);
     };
     auto fetch = [&](s64 t0) {
         const int count = (int)min((s64)FRAMES, end - t0);
@@ -180,8 +187,13 @@ template <bool OUT> __device__ __forceinline__ void scan(const Scan& p) {
         for (int i = 0; i < SHARE; i++) {
             const int pack = tid + i * THREADS, of = pack % PACKS * 4;
             next_bc[i].zero();
-            if (pack < (OUT ? 2 : 1) * PACKS && of < count)
-                next_bc[i].load((pack < PACKS ? p.b : p.c) + first + of);
+            if (pack < (OUT ? 2 : 1) * PACKS && of < count) {
+                if constexpr (ROWS) {
+                    const s64 frame = row * p.length + t0 + of / PADDED;
+                    const T* const at = pack < PACKS ? p.b + frame * p.b_pitch : p.c + frame * p.c_pitch;
+                    next_bc[i].load(at + of % PADDED);
+                } else next_bc[i].load((pack < PACKS ? p.b : p.c) + first + of);
+            }
         }
     };
     fetch(begin);
@@ -228,9 +240,10 @@ template <bool OUT> __device__ __forceinline__ void scan(const Scan& p) {
                 for (int i = tid; i < SPAN * PADDED; i += THREADS) {
                     const int f = i / PADDED, n = i % PADDED;
                     const bool in = t0 + f < end && n < p.states;
-                    const s64 at = (first + f) * p.states + n;
-                    b[i] = in ? to_f32(p.b[at]) : 0.f;
-                    if (OUT) c[i] = in ? to_f32(p.c[at]) : 0.f;
+                    const s64 of_b = (first + f) * (ROWS ? p.b_pitch : p.states) + n;
+                    const s64 of_c = ROWS ? (first + f) * p.c_pitch + n : of_b;
+                    b[i] = in ? to_f32(p.b[of_b]) : 0.f;
+                    if (OUT) c[i] = in ? to_f32(p.c[of_c]) : 0.f;
                 }
             }
             __syncthreads();
@@ -269,7 +282,13 @@ template <bool OUT> __device__ __forceinline__ void scan(const Scan& p) {
         __syncwarp();
 
         T z[OWN] = {}, residual[OWN] = {};
-        if (OUT && p.z) bring(z, p.z + first * p.channels, count);
+        if (OUT && p.z) {
+            if constexpr (ROWS) {
+                const u32 pitch = (u32)p.z_pitch * (u32)sizeof(T);
+                const u32 at = (u32)group * pitch + (u32)sizeof(T) * (u32)min(channel, p.channels - 1);
+                bring_by(z, p.z + first * p.z_pitch, count, at, (u32)LANES * pitch);
+            } else bring(z, p.z + first * p.channels, count);
+        }
         if (OUT && p.residual) bring(residual, p.residual + first * p.channels, count);
         if (t0 + FRAMES < end) fetch(t0 + FRAMES);
 
@@ -343,10 +362,13 @@ template <bool OUT> __device__ __forceinline__ void scan(const Scan& p) {
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scan_y(const __grid_constant__ Scan p) {
-    scan<true>(p);
-}
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
-    scan_carry(const __grid_constant__ Scan p) {
-    scan<false>(p);
-}
+#define ENTRY(NAME, OUT, ROWS)                                                                     \
+    extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)                                  \
+        NAME(const __grid_constant__ Scan p) {                                                     \
+        scan<OUT, ROWS>(p);                                                                        \
+    }
+
+ENTRY(scan_y, true, false)
+ENTRY(scan_carry, false, false)
+ENTRY(scan_y_rows, true, true)
+ENTRY(scan_carry_rows, false, true)

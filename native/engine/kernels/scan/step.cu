@@ -30,6 +30,7 @@ struct Step {
     T* y;
     T* normed;
     f32* h;
+    s64 b_pitch, c_pitch, z_pitch; // elements from a row to the next
     int channels;
     int states;
     int width; // channels of a block
@@ -80,7 +81,7 @@ template <bool NORM> __device__ __forceinline__ void step(const Step& p) {
         const bool live = i < count;
         const s64 at = row * p.channels + channel;
         const T dt_of = p.dt[at], x_of = p.x[at];
-        const T z = p.z ? p.z[at] : T{}, residual = p.residual ? p.residual[at] : T{};
+        const T z = p.z ? p.z[row * p.z_pitch + channel] : T{}, residual = p.residual ? p.residual[at] : T{};
         Parameter d, bias;
         if (p.d) d.load(p.d, p.d_f32, channel);
         if (p.bias) bias.load(p.bias, p.bias_f32, channel);
@@ -96,8 +97,8 @@ template <bool NORM> __device__ __forceinline__ void step(const Step& p) {
             if (EXACT || p.a_f32) a_f32.load((const f32*)p.a + cell, in, left);
             else a_t.load((const T*)p.a + cell, in, left);
             if (p.state) h_of.load(p.state + held, in, left);
-            b.load(p.b + row * p.states + n, in, left);
-            c.load(p.c + row * p.states + n, in, left);
+            b.load(p.b + row * p.b_pitch + n, in, left);
+            c.load(p.c + row * p.c_pitch + n, in, left);
             if (n == n0) {
                 x = to_f32(x_of);
                 dt = to_f32(dt_of) + bias.value(p.bias_f32);

@@ -104,12 +104,12 @@ unsafe fn in_order<'a>(
     let call = Call {
         op: &Op::Transpose(Transpose { axes: order.clone() }),
         inputs: &[Some(view)],
-        outputs: &[View { addr, spec: &spec, constant: false }],
+        outputs: &[View { addr, spec: &spec, constant: false, rows: None }],
         workspace: 0,
     };
     // SAFETY: the copy is ours and as large as the operand.
     unsafe { shape::execute(&call) }?;
-    Ok(View { addr, spec: view.spec, constant: false })
+    Ok(View { addr, spec: view.spec, constant: false, rows: None })
 }
 
 /// # Safety

@@ -26,6 +26,7 @@ struct Conv {
     state: u64,
     y: u64,
     last: u64,
+    pitch: i64,
     items: u64,
     length: i64,
     run: i64,
@@ -98,6 +99,11 @@ pub fn explain(props: &Props, _: &CausalConv1d, inputs: &[Option<&Spec>]) -> Res
     Ok(Explanation { variant, why, launches: usize::from(plan.items > 0) })
 }
 
+/// Whether input `i`, which is x, may be a part of each row of another tensor.
+pub fn reads_rows(i: usize) -> bool {
+    i == 0
+}
+
 pub fn modules(props: &Props, _: &CausalConv1d, inputs: &[Option<&Spec>]) -> Result<Vec<Module>> {
     Ok(vec![plan(props, inputs)?.module])
 }
@@ -121,6 +127,7 @@ pub unsafe fn launch(cx: &Context, op: &CausalConv1d, call: &Call) -> Result<()>
         state: addr(3),
         y: y.addr,
         last: last.addr,
+        pitch: x.pitch() as i64,
         items: plan.items as u64,
         length: plan.length as i64,
         run: plan.run as i64,

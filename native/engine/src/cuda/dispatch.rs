@@ -4,7 +4,7 @@ use super::{
     Context, Module, Props, attention, block, conv, convolution, dense, dot, elementwise,
     embedding, index, mlp, norm, order, pad, pooling, recurrent, reduce, rope, sample, scan, shape,
 };
-use crate::call::Call;
+use crate::call::{Call, Rows};
 use crate::device::{Explanation, Id};
 use crate::error::Result;
 use crate::events::{self, Event};
@@ -73,6 +73,18 @@ pub fn fuses(props: &Props, op: &Op, inputs: Inputs) -> bool {
         Op::MambaBlock(attrs) => block::fuses(props, attrs, inputs),
         _ => false,
     }
+}
+
+/// Whether the op's kernel reads its input `i` where it is a part of each row of another tensor.
+pub(crate) fn reads_rows(op: &Op, inputs: Inputs, i: usize, rows: Rows) -> bool {
+    // The rows of a reshaped part are other ones.
+    let whole = inputs.get(i).copied().flatten().is_some_and(|spec| spec.last() == rows.length);
+    whole
+        && match op {
+            Op::CausalConv1d(_) => conv::reads_rows(i),
+            Op::SelectiveScan(_) => scan::reads_rows(i, rows),
+            _ => false,
+        }
 }
 
 /// Whether a launch has nothing of cuBLASLt's to open or load; opens nothing itself.

@@ -226,7 +226,7 @@ unsafe fn in_order(cx: &Context, operand: &Operand, view: View, to: u64) -> Resu
     let lengths: Vec<_> = order.iter().map(|&axis| view.spec.shape()[axis]).collect();
     let spec = view.spec.with_shape(lengths)?;
     let op = transpose(order);
-    let outputs = [View { addr: to, spec: &spec, constant: false }];
+    let outputs = [View { addr: to, spec: &spec, constant: false, rows: None }];
     let call = Call { op: &op, inputs: &[Some(view)], outputs: &outputs, workspace: 0 };
     // SAFETY: the caller's promise.
     unsafe { shape::launch(cx, &op, &call) }?;

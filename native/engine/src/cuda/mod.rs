@@ -52,6 +52,7 @@ use std::sync::Arc;
 
 pub use cache::Cache;
 pub use dispatch::all_modules;
+pub(crate) use dispatch::reads_rows;
 pub use graph::{Graph, Nodes};
 pub use launch::{Args, Context, Grid};
 pub use memory::Pinned;

@@ -8,7 +8,7 @@ use super::modules::Module;
 use super::norm;
 use super::props::Props;
 use super::walk::stray;
-use crate::call::Call;
+use crate::call::{Call, Rows};
 use crate::device::Explanation;
 use crate::error::{Error, Result};
 use crate::op::{NormKind, SelectiveScan};
@@ -28,6 +28,8 @@ const LONG: usize = 512;
 /// The least that a chunk has of a window, and the most chunks: each folds those before it.
 const CHUNK: usize = 64;
 const CHUNKS: usize = 64;
+/// Inputs that are read by rows: b, c and z.
+const BY_ROWS: [usize; 3] = [3, 4, 6];
 /// Of a step's blocks, as in `scan/step.cu`.
 const STEP_THREADS: usize = 256;
 const STEP_CLUSTER: usize = 8;
@@ -54,6 +56,7 @@ struct Scan {
     elapsed: u64,
     length: i64,
     chunk: i64,
+    pitches: [i64; 3],
     channels: i32,
     states: i32,
     chunks: i32,
@@ -85,6 +88,7 @@ struct Step {
     y: u64,
     normed: u64,
     h: u64,
+    pitches: [i64; 3],
     channels: i32,
     states: i32,
     width: i32,
@@ -292,12 +296,15 @@ impl Plan {
         }
     }
 
-    fn entries(&self) -> &'static [&'static str] {
-        match self.way {
-            Way::Step { .. } if self.norm_inside => &["step_norm"],
-            Way::Step { .. } => &["step"],
-            Way::Window { chunks: 2.., .. } => &["scan_carry", "scan_y"],
-            Way::Window { .. } => &["scan_y"],
+    /// The kernels, one after the other; whether any of b, c and z lies by rows.
+    fn entries(&self, by_rows: bool) -> &'static [&'static str] {
+        match (self.way, by_rows) {
+            (Way::Step { .. }, _) if self.norm_inside => &["step_norm"],
+            (Way::Step { .. }, _) => &["step"],
+            (Way::Window { chunks: 2.., .. }, false) => &["scan_carry", "scan_y"],
+            (Way::Window { chunks: 2.., .. }, true) => &["scan_carry_rows", "scan_y_rows"],
+            (Way::Window { .. }, false) => &["scan_y"],
+            (Way::Window { .. }, true) => &["scan_y_rows"],
         }
     }
 
@@ -318,9 +325,14 @@ pub fn explain(props: &Props, op: &SelectiveScan, inputs: &[Option<&Spec>]) -> R
     // Without frames or states there is nothing to scan, but h and y have to be written all the same.
     let launches = match plan.grid.blocks.contains(&0) {
         true => 0,
-        false => plan.entries().len() + usize::from(plan.norm_after),
+        false => plan.entries(false).len() + usize::from(plan.norm_after),
     };
     Ok(Explanation { variant: plan.variant(), why: plan.why, launches })
+}
+
+/// Whether input `i` may be a part of each row of another tensor.
+pub fn reads_rows(i: usize, rows: Rows) -> bool {
+    BY_ROWS.contains(&i) && rows.pitch <= 2 * CHANNELS
 }
 
 /// Why the norm takes a launch of its own.
@@ -365,6 +377,8 @@ pub unsafe fn launch(cx: &Context, op: &SelectiveScan, call: &Call) -> Result<()
     let centred = op.norm == Some(NormKind::LayerNorm);
     let (channels, states) = (shape.channels as i32, shape.states as i32);
     let (y_addr, h) = (y.addr, h.addr);
+    let pitches = BY_ROWS.map(|i| call.input(i).map_or(0, |v| v.pitch() as i64));
+    let by_rows = BY_ROWS.iter().any(|&i| call.input(i).is_some_and(|v| v.rows.is_some()));
     let mut args = Args::new();
     match plan.way {
         Way::Window { chunks, .. } => args.value(Scan {
@@ -384,6 +398,7 @@ pub unsafe fn launch(cx: &Context, op: &SelectiveScan, call: &Call) -> Result<()
             elapsed: call.workspace + plan.carries()[0] as u64,
             length: shape.length as i64,
             chunk: shape.length.div_ceil(chunks) as i64,
+            pitches,
             channels,
             states,
             chunks: chunks as i32,
@@ -411,6 +426,7 @@ pub unsafe fn launch(cx: &Context, op: &SelectiveScan, call: &Call) -> Result<()
             y: y_addr,
             normed,
             h,
+            pitches,
             channels,
             states,
             width: width as i32,
@@ -432,7 +448,7 @@ pub unsafe fn launch(cx: &Context, op: &SelectiveScan, call: &Call) -> Result<()
     let blocks = plan.grid.blocks.into_iter().fold(1, u32::saturating_mul);
     let small = blocks <= cx.props().sms;
     let grid = plan.grid.early(small && call.constant([2, 5, 7]));
-    for entry in plan.entries() {
+    for entry in plan.entries(by_rows) {
         let function = cx.function(&module, entry)?;
         // SAFETY: this is the entry's parameter, and the caller vouches for the addresses.
         unsafe { cx.launch(&function, grid, &mut args) }?;

@@ -270,7 +270,7 @@ mod tests {
             true
         });
         let fused = fused.unwrap();
-        crate::plan::plan(&fused, &params, &states, |_, _| Ok(0)).unwrap();
+        crate::plan::plan(&fused, &params, &states, |_, _| Ok(0), |_, _, _, _| false).unwrap();
         fused
     }
 

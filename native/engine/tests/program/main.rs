@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod places;
+mod rows;
 
 use std::sync::Arc;
 
