@@ -98,6 +98,7 @@ if Code.ensure_loaded?(Axon) do
           expected = predict(model, state, x, Nx.BinaryBackend)
           fast = Nitrox.Axon.accelerate(model)
           {got, events} = events(@fallback, fn -> predict(fast, state, x, Nitrox.Backend) end)
+
           # Axon's own RMS norm is computed in f32: half a dozen roundings of up to 6e-8 on either side.
           bound = if name in [:rms_norm, :upcast], do: 5.0e-7, else: 1.0e-12
           assert_close(got, expected, bound, "#{name} in f64")
