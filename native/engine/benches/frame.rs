@@ -7,7 +7,7 @@
 //! caches as a sleep on a busy machine does; the latter two also prepared.
 //!
 //! `cargo bench --bench frame -- [cpu|cuda] [frames] [paced frames] [kinds]` prints a JSON line a
-//! case; kinds are `least,mlp,lstm,gru` or some of them.
+//! case; kinds are `least,mlp,lstm,gru,attention` or some of them.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::time::{Duration, Instant};
@@ -71,6 +71,65 @@ impl Builder<'_> {
         Ref::Node(self.node(op, &[Some(x)]), 0)
     }
 
+    /// A part along the first axis.
+    fn slice(&mut self, x: Ref, start: usize, lengths: &[usize]) -> Ref {
+        let mut starts = vec![0; lengths.len()];
+        starts[0] = start as i64;
+        let (lengths, strides) = (lengths.to_vec(), vec![1; lengths.len()]);
+        let op = Op::Slice(Slice { starts, lengths, strides, axis: 0, wrap: false });
+        Ref::Node(self.node(op, &[Some(x)]), 0)
+    }
+
+    fn rms_norm(&mut self, x: Ref, width: usize) -> Ref {
+        let gamma = self.param(&[width]);
+        Ref::Node(self.node(Op::RmsNorm(Norm { epsilon: 1e-5 }), &[Some(x), Some(gamma)]), 0)
+    }
+
+    fn product(&mut self, x: Ref, input: usize, output: usize, residual: Option<Ref>) -> Ref {
+        let w = self.param(&[input, output]);
+        let op = Op::Dense(Dense { activation: Activation::None, norm: None });
+        Ref::Node(self.node(op, &[Some(x), Some(w), None, residual]), 0)
+    }
+
+    /// A layer of 4 heads of 64 over the ring of the last 60 frames, as a backbone has it: what comes out,
+    /// and the ring.
+    fn attention(&mut self, x: Ref, ring: Ref, turns: Ref) -> [Ref; 2] {
+        let normed = self.rms_norm(x, 256);
+        let qkv = self.product(normed, 256, 768, None);
+        let rows = self.reshape(qkv, &[1, 3, 4, 64]);
+        let rope = Rope { base: 1e4, scale: 1.0, dims: None, interleaved: false };
+        let turned = Ref::Node(self.node(Op::Rope(rope), &[Some(rows), Some(turns)]), 0);
+        let apart = self.reshape(turned, &[3, 1, 4, 64]);
+        let q = self.slice(apart, 0, &[1, 1, 4, 64]);
+        let kv = self.slice(apart, 1, &[2, 1, 4, 64]);
+        let kv = self.reshape(kv, &[2, 1, 1, 4, 64]);
+        let first = self.slice(turns, 0, &[1]);
+        let number = Some(self.reshape(first, &[]));
+        let put = Op::PutSlice(PutSlice { starts: vec![0; 5], axis: 2, wrap: true });
+        let ring = Ref::Node(self.node(put, &[Some(ring), Some(kv), number]), 0);
+        let [keys, values] = [0, 1].map(|half| {
+            let half = self.slice(ring, half, &[1, 1, 60, 4, 64]);
+            self.reshape(half, &[1, 60, 4, 64])
+        });
+        let q = self.reshape(q, &[1, 1, 4, 64]);
+        let attend = Op::FlashAttention(FlashAttention {
+            scale: None,
+            causal: true,
+            left: None,
+            right: None,
+            softcap: None,
+            offset: None,
+            lse: false,
+        });
+        let inputs = [Some(q), Some(keys), Some(values), None, None, None, number];
+        let seen = Ref::Node(self.node(attend, &inputs), 0);
+        let seen = self.reshape(seen, &[1, 1, 256]);
+        let sum = self.product(seen, 256, 256, Some(x));
+        let normed = self.rms_norm(sum, 256);
+        let inner = self.dense(normed, 256, 256, Activation::Gelu);
+        [self.product(inner, 256, 256, Some(sum)), ring]
+    }
+
     fn layer_norm(&mut self, x: Ref, width: usize) -> Ref {
         let (gamma, beta) = (self.param(&[width]), self.param(&[width]));
         let op = Op::LayerNorm(Norm { epsilon: 1e-5 });
@@ -93,6 +152,31 @@ fn program(device: &Device, kind: &str) -> std::sync::Arc<Program> {
             let x = g.dense(Ref::Input(0), features, 512, Activation::Relu);
             let x = g.dense(x, 512, 512, Activation::Relu);
             g.dense(x, 512, actions, Activation::None)
+        }
+        "attention" => {
+            let turns = Ref::State(2);
+            let x = g.dense(Ref::Input(0), features, hidden, Activation::None);
+            let mut x = g.reshape(x, &[1, 1, hidden]);
+            for layer in 0..2 {
+                let shape = spec(&[2, 1, 60, 4, 64]);
+                let zeros = vec![0; shape.bytes()];
+                state.push(Tensor::from_bytes(device, shape, &zeros).unwrap());
+                let ring;
+                [x, ring] = g.attention(x, Ref::State(layer), turns);
+                next_state.push(ring);
+            }
+            let integers = |values: [i32; 3]| {
+                let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_ne_bytes()).collect();
+                Tensor::from_bytes(device, Spec::new(DType::S32, [3]).unwrap(), &bytes).unwrap()
+            };
+            state.push(integers([0; 3]));
+            g.params.push(integers([1, 1, 0]));
+            let step = Ref::Param(g.params.len() - 1);
+            let add = Op::Binary(Binary { kind: BinaryKind::Add });
+            next_state.push(Ref::Node(g.node(add, &[Some(turns), Some(step)]), 0));
+            let x = g.rms_norm(x, hidden);
+            let x = g.reshape(x, &[1, hidden]);
+            g.dense(x, hidden, actions, Activation::None)
         }
         _ => {
             let (gates, states) = if kind == "lstm" { (4, 2) } else { (3, 1) };
@@ -187,7 +271,7 @@ fn main() {
     let id = if args.first().is_some_and(|a| a == "cuda") { Id::Cuda(0) } else { Id::Cpu };
     let count = |i: usize, default| args.get(i).and_then(|a| a.parse().ok()).unwrap_or(default);
     let (frames, paced) = (count(1, 5000), count(2, 600));
-    let kinds = args.get(3).map_or("least,mlp,lstm,gru", String::as_str);
+    let kinds = args.get(3).map_or("least,mlp,lstm,gru,attention", String::as_str);
     let device = Device::open(id, None).unwrap();
     let other = vec![1u8; OTHER];
     for kind in kinds.split(',') {

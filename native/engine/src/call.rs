@@ -58,8 +58,8 @@ impl<'a> View<'a> {
     }
 }
 
-/// One op on operands that `infer` has passed. An output never overlaps an input, but for the `x`
-/// of a `PutSlice`, which may be its output.
+/// One op on operands that `infer` has passed. An output never overlaps an input, but for one that an
+/// op writes a part of anew, which may be its output.
 #[derive(Debug, Clone, Copy)]
 pub struct Call<'a> {
     pub op: &'a Op,

@@ -1,5 +1,6 @@
-//! Norms in the kernels that read them: `norm → dense` becomes one launch where the device's
-//! kernel for the reader holds a whole row of x anyway.
+//! Whole blocks of ops that a device does in one launch, and norms in the kernels that read them:
+//! `norm → dense` becomes one launch where the device's kernel for the reader holds a whole row of x
+//! anyway.
 //!
 //! A norm goes where all that read it take it as their x and can do it themselves, each for itself;
 //! it stays where anything else reads it, the caller included.
@@ -12,10 +13,13 @@ use crate::plan::Values;
 use crate::program::{Graph, Node, Ref};
 use crate::spec::Spec;
 
+mod attention;
 mod mamba;
+mod search;
 
-/// Makes one node of each Mamba block, and puts norms into their readers. `can` says whether the device does such a reader in one launch;
-/// its op and inputs are already those with the norm.
+/// Makes one node of each frame of a Mamba block and of a layer of attention, and puts norms into their
+/// readers. `can` says whether the device does such a node in one launch; its op and inputs are already
+/// those with all that is fused.
 pub(crate) fn fuse(
     graph: Graph,
     params: &[Spec],
@@ -26,7 +30,9 @@ pub(crate) fn fuse(
     for &r in graph.outputs.iter().chain(&graph.next_state) {
         values.spec(r)?;
     }
-    let graph = mamba::blocks(graph.clone(), &values, &can)?;
+    let graph = search::replace(graph.clone(), &values, mamba::block, &can)?;
+    let values = Values::new(&graph, params, states)?;
+    let graph = search::replace(graph.clone(), &values, attention::block, &can)?;
     let values = Values::new(&graph, params, states)?;
     let uses = Uses::of(&graph);
     // Numbered as before until all is done: a node keeps its outputs, whatever it reads.

@@ -45,6 +45,12 @@ pub enum Op {
     /// h f32 {B, E, N}`: a frame of a whole Mamba block, which the engine makes of its ops
     #[serde(skip)]
     MambaBlock(MambaBlock),
+    /// `x {B, 1, W}, qkv {W, 3W}, out {W, W}, up {W, F}, up_b? {F}, down {F, W}, down_b? {W},
+    /// ring {2, B, C, H, D}, places s32 {3}, number s32 {}, gamma {W}, beta? {W}, ffn_gamma {W},
+    /// ffn_beta? {W}` → `y {B, 1, W}, ring`, which is written where it lies: a frame of a whole layer
+    /// of attention, which the engine makes of its ops
+    #[serde(skip)]
+    AttentionBlock(AttentionBlock),
     /// `x {B, S, H, D}, positions s32 {B, S}, {S} or {}` → `x`'s shape
     Rope(Rope),
     /// `x {…, D}, gate {D, F}, up {D, F}, down {F, D}, residual? {…, D}` → `{…, D}`
@@ -126,6 +132,7 @@ impl Op {
             Op::CausalConv1d(_) => "causal_conv1d",
             Op::SelectiveScan(_) => "selective_scan",
             Op::MambaBlock(_) => "mamba_block",
+            Op::AttentionBlock(_) => "attention_block",
             Op::Rope(_) => "rope",
             Op::GatedMlp(_) => "gated_mlp",
             Op::Embedding(_) => "embedding",
@@ -170,6 +177,7 @@ impl Op {
             Op::Dense(attrs) => attrs.norm,
             Op::Lstm(attrs) | Op::Gru(attrs) => attrs.norm,
             Op::MambaBlock(attrs) => Some(attrs.norm),
+            Op::AttentionBlock(attrs) => Some(attrs.norm),
             _ => None,
         }
     }
@@ -181,7 +189,26 @@ impl Op {
             Op::Lstm(_) => Some(7),
             Op::Gru(_) => Some(6),
             Op::MambaBlock(_) => Some(13),
+            Op::AttentionBlock(_) => Some(10),
             _ => None,
         }
     }
+
+    /// The part of an input that the op writes anew, where that is all it does to it.
+    pub(crate) fn update(&self) -> Option<Update> {
+        match self {
+            Op::PutSlice(_) => Some(Update { input: 0, output: 0, place: 2 }),
+            Op::AttentionBlock(_) => Some(Update { input: 7, output: 1, place: 9 }),
+            _ => None,
+        }
+    }
+}
+
+/// Which input a part of is written anew, which output that is, and which input says where the part
+/// lies.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Update {
+    pub input: usize,
+    pub output: usize,
+    pub place: usize,
 }

@@ -2,10 +2,10 @@
 //!
 //! A temporary's bytes are used again once its last reader has run. A state has two slots, read
 //! from one and written to the other by turns, so that no step has to copy it; where its new value
-//! is a `put_slice` into the old one and nobody reads the old one afterwards, one slot is enough
-//! and only the slice is written. A `reshape` is no step, and neither is a `slice` whose elements lie
-//! together: it is read where they are. One that takes a part of each row is no step either where all
-//! its readers find the rows themselves.
+//! is the old one with a part written anew, by a `put_slice` or an op that has one in it, and nobody
+//! reads the old one afterwards, one slot is enough and only the part is written. A `reshape` is no
+//! step, and neither is a `slice` whose elements lie together: it is read where they are. One that
+//! takes a part of each row is no step either where all its readers find the rows themselves.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -369,8 +369,8 @@ fn check_states(values: &Values) -> Result<()> {
 }
 
 /// Decides which node outputs share the storage of an input (every reshape, each slice that may be
-/// read where it lies, and each `put_slice` that may write in place), and gives the last step that
-/// reads each storage.
+/// read where it lies, and each update that may be in place), and gives the last step that reads each
+/// storage.
 fn alias(
     values: &mut Values,
     reads_rows: impl Fn(&Op, &[Option<&Spec>], usize, Rows) -> bool,
@@ -412,14 +412,16 @@ fn alias(
         }
     }
     for (n, node) in graph.nodes.iter().enumerate() {
-        let Some(&Some(x)) = node.inputs.first() else { continue };
+        let update = node.op.update();
+        let (input, output) = update.map_or((0, 0), |u| (u.input, u.output));
+        let Some(&Some(x)) = node.inputs.get(input) else { continue };
         let Alias { storage, part } = values.alias(x);
         let shared = match node.op {
             Op::Reshape(_) | Op::Bitcast(_) => true,
             Op::Slice(_) => parts.contains_key(&n) && !matches!(storage, Storage::Param(_)),
-            Op::PutSlice(_) => {
-                let others =
-                    node.inputs[1..].iter().flatten().any(|&r| values.storage(r) == storage);
+            _ if update.is_some() => {
+                let others = node.inputs.iter().enumerate().filter(|&(i, _)| i != input);
+                let others = others.filter_map(|(_, &r)| r).any(|r| values.storage(r) == storage);
                 let writable = matches!(storage, Storage::State(_) | Storage::Node(..));
                 // Every value of this storage so far must have had its last reader by now.
                 let read_later = last_read.iter().any(|(&r, &last)| {
@@ -435,7 +437,7 @@ fn alias(
                 Some(own) => Some(Part { at: part.map_or(0, |part| part.at) + own.at, ..*own }),
                 None => part,
             };
-            values.aliases.insert((n, 0), Alias { storage, part });
+            values.aliases.insert((n, output), Alias { storage, part });
         }
     }
     let mut last_use = BTreeMap::new();
@@ -473,8 +475,8 @@ fn all_read_rows(
 /// from an input.
 fn repeatable(values: &Values) -> bool {
     let in_place = |n: usize| {
-        let Alias { storage, .. } =
-            values.aliases.get(&(n, 0)).filter(|_| !values.is_no_step(n))?;
+        let update = values.graph.nodes[n].op.update()?;
+        let Alias { storage, .. } = values.aliases.get(&(n, update.output))?;
         matches!(storage, Storage::State(_)).then_some(*storage)
     };
     let written: BTreeSet<Storage> = (0..values.graph.nodes.len()).filter_map(in_place).collect();
@@ -492,7 +494,8 @@ fn repeatable(values: &Values) -> bool {
             let storage = values.storage(*r);
             pending.contains(&storage) && Some(storage) != own && !values.is_no_step(n)
         };
-        let placed_freely = own.is_some() && node.inputs.iter().skip(2).flatten().any(fresh);
+        let place = node.op.update().and_then(|u| node.inputs.get(u.place)?.as_ref());
+        let placed_freely = own.is_some() && place.is_some_and(fresh);
         if placed_freely || node.inputs.iter().flatten().any(reads_early) {
             return false;
         }

@@ -13,11 +13,11 @@
 // registers or on its way by the time it is multiplied.
 
 #define NORM 1
+#include "common/cluster.cuh"
 #include "common/early.cuh"
 #include "common/warp.cuh"
 #include "common/wide.cuh"
 #include "norm/prologue.cuh"
-#include "scan/cluster.cuh"
 #include "scan/math.cuh"
 
 constexpr int THREADS = 512;

@@ -5,10 +5,10 @@
 // blocks has `width` channels, finds their mean and what they are off it, and hands both to all the
 // others through distributed shared memory, where they are put together in the order of the blocks.
 
+#include "common/cluster.cuh"
 #include "common/early.cuh"
 #include "common/warp.cuh"
 #include "common/wide.cuh"
-#include "scan/cluster.cuh"
 #include "scan/math.cuh"
 
 constexpr int THREADS = 256;

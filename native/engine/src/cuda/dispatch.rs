@@ -1,8 +1,9 @@
 //! Which family serves which op.
 
 use super::{
-    Context, Module, Props, attention, block, conv, convolution, dense, dot, elementwise,
-    embedding, index, mlp, norm, order, pad, pooling, recurrent, reduce, rope, sample, scan, shape,
+    Context, Module, Props, attention, attention_block, block, conv, convolution, dense, dot,
+    elementwise, embedding, index, mlp, norm, order, pad, pooling, recurrent, reduce, rope, sample,
+    scan, shape,
 };
 use crate::call::{Call, Rows};
 use crate::device::{Explanation, Id};
@@ -36,6 +37,7 @@ macro_rules! family {
             Op::CausalConv1d(op) => conv::$function($first, op, $last),
             Op::SelectiveScan(op) => scan::$function($first, op, $last),
             Op::MambaBlock(op) => block::$function($first, op, $last),
+            Op::AttentionBlock(op) => attention_block::$function($first, op, $last),
             Op::Rope(op) => rope::$function($first, op, $last),
             Op::GatedMlp(op) => mlp::$function($first, op, $last),
             Op::Dense(op) => dense::$function($first, op, $last),
@@ -65,12 +67,13 @@ pub fn modules(props: &Props, op: &Op, inputs: Inputs) -> Result<Vec<Module>> {
     family!(modules(props, op, inputs))
 }
 
-/// Whether the op's kernel does the norm of x that is fused into it.
+/// Whether the op's kernel does what is fused into it.
 pub fn fuses(props: &Props, op: &Op, inputs: Inputs) -> bool {
     match op {
         Op::Dense(attrs) => dense::fuses(props, attrs, inputs),
         Op::Lstm(_) | Op::Gru(_) => recurrent::fuses(props, op, inputs),
         Op::MambaBlock(attrs) => block::fuses(props, attrs, inputs),
+        Op::AttentionBlock(attrs) => attention_block::fuses(props, attrs, inputs),
         _ => false,
     }
 }
@@ -146,6 +149,7 @@ pub unsafe fn launch(cx: &Context, call: &Call) -> Result<()> {
 pub fn all_modules() -> Vec<Module> {
     [
         attention::all_modules(),
+        attention_block::all_modules(),
         elementwise::all_modules(),
         shape::all_modules(),
         reduce::all_modules(),

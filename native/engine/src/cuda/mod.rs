@@ -2,6 +2,7 @@
 //! the same and is told what was looked for.
 
 mod attention;
+mod attention_block;
 mod blas;
 mod block;
 pub mod cache;
@@ -60,6 +61,7 @@ pub use modules::{Function, Module};
 pub use nvrtc::Nvrtc;
 pub use props::Props;
 pub use stream::{Event, Stream};
+pub use trial::{Trial, Trials};
 pub use warmup::{Progress, compile_all};
 
 use crate::call::Call;
@@ -98,6 +100,15 @@ impl Cuda {
     /// To be called once for each `ordinal` in a process, and kept: the pools of two would not
     /// know of each other.
     pub fn open(ordinal: u32, memory_limit: Option<usize>) -> Result<Arc<Self>> {
+        Cuda::open_with(ordinal, memory_limit, Trials::from_env()?)
+    }
+
+    /// [`Cuda::open`] with other trials than `NITROX_TRIAL` names.
+    pub fn open_with(
+        ordinal: u32,
+        memory_limit: Option<usize>,
+        trials: Trials,
+    ) -> Result<Arc<Self>> {
         const SEGMENT: usize = 64 << 20;
         const OLDEST: u32 = 8;
         let id = Id::Cuda(ordinal);
@@ -113,7 +124,7 @@ impl Cuda {
             other => return unavailable(format!("cuDeviceGet: {}", api.explain(other))),
         }
         let driver = Arc::new(Driver::retain(api, device, ordinal)?);
-        let props = Props::read(&driver)?;
+        let props = Props::read(&driver, trials)?;
         if props.major < OLDEST {
             let Props { name, major, minor, .. } = &props;
             return unavailable(format!(
@@ -260,7 +271,7 @@ impl Cuda {
         dispatch::modules(&self.props, op, inputs)?.iter().try_for_each(|m| self.modules.prepare(m))
     }
 
-    /// Whether `op`, which has a norm of its x fused in, is one launch with it.
+    /// Whether `op`, which has others fused in, is one launch with them.
     pub(crate) fn fuses(&self, op: &Op, inputs: &[Option<&Spec>]) -> bool {
         dispatch::fuses(&self.props, op, inputs)
     }

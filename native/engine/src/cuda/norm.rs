@@ -47,9 +47,14 @@ pub(super) struct Prologue {
 impl Prologue {
     /// That of the call's op; all zeros where it has none.
     pub fn of(call: &Call) -> Self {
-        let (Some(norm), Some(at)) = (call.op.fused_norm(), call.op.fused_gamma()) else {
-            return Prologue::default();
-        };
+        match (call.op.fused_norm(), call.op.fused_gamma()) {
+            (Some(norm), Some(at)) => Prologue::at(call, norm, at),
+            _ => Prologue::default(),
+        }
+    }
+
+    /// One whose gamma stands there among the inputs, and beta behind it.
+    pub fn at(call: &Call, norm: FusedNorm, at: usize) -> Self {
         let addr = |i| call.input(i).map_or(0, |v| v.addr);
         Prologue {
             gamma: addr(at),

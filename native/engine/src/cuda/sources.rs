@@ -9,10 +9,12 @@ macro_rules! sources {
 /// Name → text of every `.cu` and `.cuh`. A header is included under its name here.
 pub static SOURCES: &[(&str, &str)] = sources![
     "attention/attention.cu",
+    "attention/block.cu",
     "attention/online.cuh",
     "attention/tile.cuh",
     "common/early.cuh",
     "common/async.cuh",
+    "common/cluster.cuh",
     "common/integer.cuh",
     "common/mma.cuh",
     "common/types.cuh",
@@ -78,7 +80,6 @@ pub static SOURCES: &[(&str, &str)] = sources![
     "sample/philox.cuh",
     "sample/sample.cu",
     "scan/block.cu",
-    "scan/cluster.cuh",
     "scan/math.cuh",
     "scan/scan.cu",
     "scan/step.cu",

@@ -43,6 +43,10 @@ impl Trials {
         names.map(one).try_fold(0, |all, bit| Ok(all | bit?)).map(Self)
     }
 
+    pub fn of(trials: &[Trial]) -> Self {
+        Trials(trials.iter().fold(0, |all, &trial| all | bit(trial)))
+    }
+
     pub fn has(self, trial: Trial) -> bool {
         self.0 & bit(trial) != 0
     }
@@ -61,6 +65,7 @@ mod tests {
         assert_eq!(Trials::parse("")?, Trials::default());
         assert!(!Trials::default().has(Trial::StepEarly));
         let two = Trials::parse("attention_block, step_early")?;
+        assert_eq!(two, Trials::of(&[Trial::StepEarly, Trial::AttentionBlock]));
         assert!(two.has(Trial::AttentionBlock) && two.has(Trial::StepEarly));
         assert!(!two.has(Trial::RecurrentStack));
         let all = Trials::parse("all")?;

@@ -1,191 +1,87 @@
 //! A frame of a Mamba block, from the norm to the projection back, as one node.
 
-use std::collections::BTreeSet;
+use super::parts;
+use super::search::{Found, Layer, Search, constant, is_constant};
+use crate::op::{Activation, CausalConv1d, MambaBlock, Op, SelectiveScan};
+use crate::program::{Node, Ref};
 
-use super::{Uses, parts, without};
-use crate::error::Result;
-use crate::op::{Activation, CausalConv1d, Dense, MambaBlock, Op, SelectiveScan, Slice};
-use crate::plan::Values;
-use crate::program::{Graph, Node, Ref};
-use crate::spec::Spec;
-
-/// Makes one node of every block whose weights are parameters and of whose inner values nobody else
-/// reads any, where the device does it in one launch.
-pub(super) fn blocks(
-    graph: Graph,
-    values: &Values,
-    can: impl Fn(&Op, &[Option<&Spec>]) -> bool,
-) -> Result<Graph> {
-    let found: Vec<Found> = {
-        let search = Search { graph: &graph, values, uses: Uses::of(&graph) };
-        (0..graph.nodes.len()).filter_map(|n| search.block(n)).collect()
+/// The block whose scan this is, where all its weights are parameters and nobody else reads any of its
+/// inner values.
+pub(super) fn block(search: &Search, scan: usize) -> Option<Found> {
+    let Op::SelectiveScan(SelectiveScan { dt_softplus: true, dt_clamp: None, norm: None, .. }) =
+        search.op(scan)
+    else {
+        return None;
     };
-    let mut nodes = graph.nodes.clone();
-    let (mut gone, mut moved) = (BTreeSet::new(), Vec::new());
-    for block in found {
-        if can(&block.node.op, &values.specs(&block.node.inputs)?) {
-            nodes[block.last] = block.node;
-            gone.extend(block.inner);
-            moved.extend([
-                (Ref::Node(block.conv, 1), Ref::Node(block.last, 1)),
-                (Ref::Node(block.scan, 1), Ref::Node(block.last, 2)),
-            ]);
-        }
+    let [v, dt, a, b, c, d, z, bias, state, added] = std::array::from_fn(|i| search.input(scan, i));
+    if added.is_some() {
+        return None;
     }
-    let place = |r: &mut Ref| {
-        if let Some(&(_, to)) = moved.iter().find(|(from, _)| from == r) {
-            *r = to;
-        }
+    // Back from the scan: the projections to dt, b and c, and the convolution before them.
+    let dt_dense = search.inner(dt, &[(scan, 1)])?;
+    let dt_w = search.product(dt_dense)?;
+    let dt_slice = search.inner(search.input(dt_dense, 0), &[(dt_dense, 0)])?;
+    let (b_slice, c_slice) = (search.inner(b, &[(scan, 3)])?, search.inner(c, &[(scan, 4)])?);
+    let projected = search.input(dt_slice, 0);
+    let x_dense = search.inner(projected, &[(dt_slice, 0), (b_slice, 0), (c_slice, 0)])?;
+    let x_w = search.product(x_dense)?;
+    let conv = search.inner(v, &[(scan, 0), (x_dense, 0)])?;
+    let silu = CausalConv1d { activation: Activation::Silu };
+    (*search.op(conv) == Op::CausalConv1d(silu)).then_some(())?;
+    // And back from the convolution: the projection to v and z, and the norm.
+    let (v_slice, z_slice) =
+        (search.inner(search.input(conv, 0), &[(conv, 0)])?, search.inner(z, &[(scan, 6)])?);
+    let in_dense = search.inner(search.input(v_slice, 0), &[(v_slice, 0), (z_slice, 0)])?;
+    let in_w = search.product(in_dense)?;
+    let normed = search.inner(search.input(in_dense, 0), &[(in_dense, 0)])?;
+    let (norm, x, [gamma, beta]) = parts(&search.graph.nodes[normed])?;
+    // On from the scan: the projection back.
+    let (last, 0) = search.reader(scan)? else { return None };
+    let Layer { activation: Activation::None, w: out_w, b: None, residual } = search.layer(last)?
+    else {
+        return None;
     };
-    nodes.iter_mut().flat_map(|n| n.inputs.iter_mut().flatten()).for_each(place);
-    let Graph { inputs, mut outputs, mut next_state, .. } = graph;
-    outputs.iter_mut().chain(&mut next_state).for_each(place);
-    Ok(without(Graph { nodes, inputs, outputs, next_state }, &gone))
-}
 
-struct Found {
-    node: Node,
-    /// The projection back, in whose place it comes.
-    last: usize,
-    conv: usize,
-    scan: usize,
-    /// All others.
-    inner: Vec<usize>,
-}
-
-struct Search<'a> {
-    graph: &'a Graph,
-    values: &'a Values<'a>,
-    uses: Uses,
-}
-
-impl Search<'_> {
-    fn op(&self, n: usize) -> &Op {
-        &self.graph.nodes[n].op
+    let spec = |r: Ref| search.spec(r);
+    let (channels, states, rank) = (spec(a?)?.rows(), spec(a?)?.last(), spec(dt_w)?.rows());
+    let fits = spec(x)?.rank() == 3
+        && spec(x)?.shape()[1] == 1
+        && search.part(v_slice, 2)? == (0, channels)
+        && search.part(z_slice, 2)? == (channels, channels)
+        && search.part(dt_slice, 2)? == (0, rank)
+        && search.part(b_slice, 2)? == (rank, states)
+        && search.part(c_slice, 2)? == (rank + states, states);
+    let optional = [search.input(conv, 2), bias, d, gamma, beta];
+    let constants = optional.into_iter().flatten().all(is_constant);
+    if !(fits && constants) {
+        return None;
     }
-
-    fn input(&self, n: usize, i: usize) -> Option<Ref> {
-        self.graph.nodes[n].inputs.get(i).copied().flatten()
-    }
-
-    /// The node whose first output this is, and which nobody but `readers` reads, once each.
-    fn inner(&self, r: Option<Ref>, readers: &[(usize, usize)]) -> Option<usize> {
-        let Some(value @ Ref::Node(n, 0)) = r else { return None };
-        let mut uses = self.uses.of_value(value).to_vec();
-        let mut expected = readers.to_vec();
-        uses.sort_unstable();
-        expected.sort_unstable();
-        (uses == expected && !self.uses.exported.contains(&value)).then_some(n)
-    }
-
-    /// The weights of a dense that does nothing else, of x.
-    fn product(&self, n: usize) -> Option<Ref> {
-        let plain = Dense { activation: Activation::None, norm: None };
-        let alone = (2..self.graph.nodes[n].inputs.len()).all(|i| self.input(n, i).is_none());
-        (*self.op(n) == Op::Dense(plain) && alone).then_some(())?;
-        constant(self.input(n, 1))
-    }
-
-    /// Of a slice along the last axis: where it begins, and its length.
-    fn part(&self, n: usize) -> Option<(usize, usize)> {
-        let Op::Slice(Slice { starts, lengths, strides, wrap, .. }) = self.op(n) else {
-            return None;
-        };
-        let x = self.values.spec(self.input(n, 0)?).ok()?;
-        let (last, others) = (x.rank().checked_sub(1)?, 0..x.rank() - 1);
-        let whole = others.into_iter().all(|i| starts[i] == 0 && lengths[i] == x.shape()[i]);
-        let fixed = self.input(n, 1).is_none() && !wrap && strides.iter().all(|&s| s == 1);
-        let start = usize::try_from(starts[last]).ok()?;
-        (whole && fixed && start + lengths[last] <= x.last()).then_some((start, lengths[last]))
-    }
-
-    /// The block whose scan this is.
-    fn block(&self, scan: usize) -> Option<Found> {
-        let Op::SelectiveScan(SelectiveScan {
-            dt_softplus: true, dt_clamp: None, norm: None, ..
-        }) = self.op(scan)
-        else {
-            return None;
-        };
-        let [v, dt, a, b, c, d, z, bias, state, residual] =
-            std::array::from_fn(|i| self.input(scan, i));
-        if residual.is_some() {
-            return None;
-        }
-        // Back from the scan: the projections to dt, b and c, and the convolution before them.
-        let dt_dense = self.inner(dt, &[(scan, 1)])?;
-        let dt_w = self.product(dt_dense)?;
-        let dt_slice = self.inner(self.input(dt_dense, 0), &[(dt_dense, 0)])?;
-        let (b_slice, c_slice) = (self.inner(b, &[(scan, 3)])?, self.inner(c, &[(scan, 4)])?);
-        let projected = self.input(dt_slice, 0);
-        let x_dense = self.inner(projected, &[(dt_slice, 0), (b_slice, 0), (c_slice, 0)])?;
-        let x_w = self.product(x_dense)?;
-        let conv = self.inner(v, &[(scan, 0), (x_dense, 0)])?;
-        let silu = CausalConv1d { activation: Activation::Silu };
-        (*self.op(conv) == Op::CausalConv1d(silu)).then_some(())?;
-        // And back from the convolution: the projection to v and z, and the norm.
-        let (v_slice, z_slice) =
-            (self.inner(self.input(conv, 0), &[(conv, 0)])?, self.inner(z, &[(scan, 6)])?);
-        let in_dense = self.inner(self.input(v_slice, 0), &[(v_slice, 0), (z_slice, 0)])?;
-        let in_w = self.product(in_dense)?;
-        let normed = self.inner(self.input(in_dense, 0), &[(in_dense, 0)])?;
-        let (norm, x, [gamma, beta]) = parts(&self.graph.nodes[normed])?;
-        // On from the scan: the projection back.
-        let y = Ref::Node(scan, 0);
-        let &[(last, 0)] = self.uses.of_value(y) else { return None };
-        (!self.uses.exported.contains(&y)).then_some(())?;
-        let plain = Dense { activation: Activation::None, norm: None };
-        (*self.op(last) == Op::Dense(plain) && self.input(last, 2).is_none()).then_some(())?;
-        let out_w = constant(self.input(last, 1))?;
-
-        let spec = |r: Ref| self.values.spec(r).ok();
-        let (channels, states, rank) = (spec(a?)?.rows(), spec(a?)?.last(), spec(dt_w)?.rows());
-        let fits = spec(x)?.rank() == 3
-            && spec(x)?.shape()[1] == 1
-            && self.part(v_slice)? == (0, channels)
-            && self.part(z_slice)? == (channels, channels)
-            && self.part(dt_slice)? == (0, rank)
-            && self.part(b_slice)? == (rank, states)
-            && self.part(c_slice)? == (rank + states, states);
-        // The new states are there only in the end.
-        let later = [Ref::Node(conv, 1), Ref::Node(scan, 1)]
-            .into_iter()
-            .all(|r| self.uses.of_value(r).iter().all(|&(reader, _)| reader > last));
-        let optional = [self.input(conv, 2), bias, d, gamma, beta];
-        let constants = optional.into_iter().flatten().all(|r| matches!(r, Ref::Param(_)));
-        if !(fits && later && constants) {
-            return None;
-        }
-        let conv_w = constant(self.input(conv, 1))?;
-        let inputs = vec![
-            Some(x),
-            Some(in_w),
-            Some(conv_w),
-            self.input(conv, 2),
-            Some(x_w),
-            Some(dt_w),
-            bias,
-            Some(constant(a)?),
-            d,
-            Some(out_w),
-            self.input(last, 3),
-            self.input(conv, 3),
-            state,
-            gamma,
-            beta,
-        ];
-        let node = Node { op: Op::MambaBlock(MambaBlock { norm }), inputs };
-        let inner = vec![
-            normed, in_dense, v_slice, z_slice, conv, x_dense, dt_slice, b_slice, c_slice,
-            dt_dense, scan,
-        ];
-        Some(Found { node, last, conv, scan, inner })
-    }
-}
-
-/// A parameter: its values are those of every run.
-fn constant(r: Option<Ref>) -> Option<Ref> {
-    r.filter(|r| matches!(r, Ref::Param(_)))
+    let conv_w = constant(search.input(conv, 1))?;
+    let inputs = vec![
+        Some(x),
+        Some(in_w),
+        Some(conv_w),
+        search.input(conv, 2),
+        Some(x_w),
+        Some(dt_w),
+        bias,
+        Some(constant(a)?),
+        d,
+        Some(out_w),
+        residual,
+        search.input(conv, 3),
+        state,
+        gamma,
+        beta,
+    ];
+    let node = Node { op: Op::MambaBlock(MambaBlock { norm }), inputs };
+    let inner = vec![
+        normed, in_dense, v_slice, z_slice, conv, x_dense, dt_slice, b_slice, c_slice, dt_dense,
+        scan,
+    ];
+    // The new states.
+    let moved = vec![(Ref::Node(conv, 1), 1), (Ref::Node(scan, 1), 2)];
+    Some(Found { node, last, inner, moved })
 }
 
 #[cfg(test)]
@@ -193,8 +89,11 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
     use super::*;
-    use crate::op::{FusedNorm, Norm};
-    use crate::spec::DType;
+    use crate::fuse::search::replace;
+    use crate::op::{Dense, FusedNorm, Norm, Slice};
+    use crate::plan::Values;
+    use crate::program::Graph;
+    use crate::spec::{DType, Spec};
     use Ref::{Input, Param, State};
 
     const EPSILON: f64 = 0.5;
@@ -265,7 +164,7 @@ mod tests {
         let states = [[1, 3, 8], [1, 8, 3]].map(|s| Spec::new(DType::F32, s).unwrap());
         let params = params();
         let values = Values::new(&graph, &params, &states).unwrap();
-        let fused = blocks(graph.clone(), &values, |op, inputs| {
+        let fused = replace(graph.clone(), &values, block, |op, inputs| {
             crate::infer::infer(op, inputs).unwrap();
             true
         });

@@ -1,14 +1,57 @@
-//! The rule of attention.
+//! The rules of attention, and of the block around it.
 
-use super::{Inputs, broadcast};
+use super::{Inputs, broadcast, fused_norm};
 use crate::error::{Error, Result};
-use crate::op::FlashAttention;
+use crate::op::{AttentionBlock, FlashAttention};
 use crate::spec::{DType, Spec};
 
 /// The widest head that the kernels keep in registers.
 const MAX_HEAD: usize = 256;
 /// The longest sequence and the most heads: their indices are s32 in the kernels.
 const MAX_LENGTH: usize = 1 << 30;
+
+pub(super) fn block(inputs: &Inputs, attrs: &AttentionBlock) -> Result<Vec<Spec>> {
+    inputs.count(13, 14)?;
+    let x = inputs.network(0, "x")?;
+    inputs.rank(x, "x", 3, "{batch, 1, width}")?;
+    let (batch, width) = (x.shape()[0], x.last());
+    inputs.expect(x, "x", x.dtype, &[batch, 1, width])?;
+    fused_norm(inputs, Some(attrs.norm), 10, x)?;
+    fused_norm(inputs, Some(attrs.ffn_norm), 12, x)?;
+    let (up, ring) = (inputs.get(3, "up")?, inputs.get(7, "ring")?);
+    inputs.rank(up, "up", 2, "{width, inner}")?;
+    inputs.rank(ring, "ring", 5, "{2, batch, context, heads, head size}")?;
+    let (inner, [context, heads, size]) = (up.last(), [2, 3, 4].map(|i| ring.shape()[i]));
+    inputs.expect(ring, "ring", x.dtype, &[2, batch, context, heads, size])?;
+    let dims = attrs.rope.dims.unwrap_or(size);
+    let fits = heads.checked_mul(size) == Some(width)
+        && (1..=MAX_HEAD).contains(&size)
+        && (1..=MAX_LENGTH).contains(&context)
+        && dims.is_multiple_of(2)
+        && dims <= size;
+    if !fits {
+        let message = format!("a ring of {ring} does not go with a width of {width}");
+        return Err(Error::argument(inputs.op, message));
+    }
+    let overflow = || Error::argument(inputs.op, "sizes overflow");
+    let triple = width.checked_mul(3).ok_or_else(overflow)?;
+    for (i, what, shape) in [
+        (1, "qkv", &[width, triple][..]),
+        (2, "out", &[width, width]),
+        (3, "up", &[width, inner]),
+        (5, "down", &[inner, width]),
+    ] {
+        inputs.expect(inputs.get(i, what)?, what, x.dtype, shape)?;
+    }
+    for (i, what, length) in [(4, "up_b", inner), (6, "down_b", width)] {
+        if let Some(bias) = inputs.optional(i) {
+            inputs.expect(bias, what, x.dtype, &[length])?;
+        }
+    }
+    inputs.expect(inputs.get(8, "places")?, "places", DType::S32, &[3])?;
+    inputs.expect(inputs.get(9, "number")?, "number", DType::S32, &[])?;
+    Ok(vec![x.clone(), ring.clone()])
+}
 
 pub(super) fn flash(inputs: &Inputs, attrs: &FlashAttention) -> Result<Vec<Spec>> {
     inputs.count(3, 7)?;

@@ -43,6 +43,21 @@ pub struct MambaBlock {
     pub norm: FusedNorm,
 }
 
+/// A layer of attention over a ring of keys and values: norm, projection to q, k and v, which are turned
+/// each by its place, k and v into the ring, attention to what the ring has up to this frame, projection
+/// back; then norm, a dense layer and one back. Either half is added to what came in.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AttentionBlock {
+    pub norm: FusedNorm,
+    /// Before the second half.
+    pub ffn_norm: FusedNorm,
+    /// Of the inner layer.
+    pub activation: Activation,
+    pub rope: Rope,
+    /// Of the scores.
+    pub scale: f32,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Norm {

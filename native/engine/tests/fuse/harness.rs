@@ -1,20 +1,29 @@
 use std::collections::BTreeMap;
 
+use nitrox_engine::cuda::{Cuda, Trial, Trials};
 use nitrox_engine::op::*;
 use nitrox_engine::program::{
     Feed, Graph, Mode, Node, Options, Output, Program, Ref, Session, Started,
 };
-use nitrox_engine::{DType, Device, Id, Spec, Tensor};
+use nitrox_engine::{DType, Device, Spec, Tensor};
+
+use crate::oracle::{self, Array};
+use crate::rng;
 
 pub const DTYPES: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
 
 /// The first GPU, where the tests may use it; else says which test is left out.
 pub fn cuda(test: &str) -> Option<Device> {
+    cuda_trying(test, &[])
+}
+
+/// The same with variants that wait for their measurement, whatever `NITROX_TRIAL` names.
+pub fn cuda_trying(test: &str, trials: &[Trial]) -> Option<Device> {
     if std::env::var_os("NITROX_TEST_CUDA").is_none() {
         println!("left out: {test}: NITROX_TEST_CUDA is not set");
         return None;
     }
-    Some(Device::open(Id::Cuda(0), None).unwrap())
+    Some(Device::Cuda(Cuda::open_with(0, None, Trials::of(trials)).unwrap()))
 }
 
 /// The bound on the relative L2 between fused and not: rounding in f32; for the rest the rounding
@@ -49,7 +58,8 @@ pub struct Builder<'a> {
 
 impl<'a> Builder<'a> {
     pub fn new(device: &'a Device, dtype: DType) -> Self {
-        Builder { device, dtype, params: vec![], taken: 0, nodes: vec![], seed: 42 }
+        let seed = rng::seed();
+        Builder { device, dtype, params: vec![], taken: 0, nodes: vec![], seed }
     }
 
     /// The graph, with an input of this shape; the next one begins.
@@ -68,13 +78,27 @@ impl<'a> Builder<'a> {
         let count: usize = shape.iter().product();
         let mut bytes = Vec::with_capacity(4 * count);
         for _ in 0..count {
-            self.seed = self.seed.wrapping_mul(6364136223846793005).wrapping_add(1);
-            let unit = (self.seed >> 40) as f32 / (1u64 << 23) as f32 - 1.0;
+            let unit = (self.bits() >> 40) as f32 / (1u64 << 23) as f32 - 1.0;
             bytes.extend_from_slice(&(offset + scale * unit).to_ne_bytes());
         }
         let spec = Spec::new(DType::F32, shape).unwrap();
         let exact = Tensor::from_bytes(self.device, spec, &bytes).unwrap();
         cast(self.device, &exact, dtype)
+    }
+
+    fn bits(&mut self) -> u64 {
+        self.seed = self.seed.wrapping_mul(6364136223846793005).wrapping_add(1);
+        self.seed
+    }
+
+    pub fn below(&mut self, n: usize) -> usize {
+        (self.bits() >> 33) as usize % n
+    }
+
+    pub fn integers(&self, values: &[i32]) -> Tensor {
+        let spec = Spec::new(DType::S32, [values.len()]).unwrap();
+        let bytes: Vec<_> = values.iter().flat_map(|v| v.to_ne_bytes()).collect();
+        Tensor::from_bytes(self.device, spec, &bytes).unwrap()
     }
 
     pub fn param(&mut self, shape: &[usize], offset: f32, scale: f32) -> Option<Ref> {
@@ -83,6 +107,16 @@ impl<'a> Builder<'a> {
             self.params.push(tensor);
         }
         assert_eq!(self.params[self.taken].spec().shape(), shape);
+        self.taken += 1;
+        Some(Ref::Param(self.taken - 1))
+    }
+
+    /// A parameter of these integers.
+    pub fn known(&mut self, values: &[i32]) -> Option<Ref> {
+        if self.taken == self.params.len() {
+            self.params.push(self.integers(values));
+        }
+        assert_eq!(self.params[self.taken].spec().dtype, DType::S32);
         self.taken += 1;
         Some(Ref::Param(self.taken - 1))
     }
@@ -175,6 +209,9 @@ fn done(started: Started) -> Vec<Tensor> {
     outputs.into_iter().map(tensor).collect()
 }
 
+/// What a graph should give, in f64: its outputs and next states.
+pub type Exact = fn(&Graph, &[Tensor], &Tensor, &[Tensor]) -> [Vec<Array>; 2];
+
 /// The worst errors against their bounds, and every failure, so that one run shows them all.
 #[derive(Default)]
 pub struct Report {
@@ -193,17 +230,35 @@ impl Report {
         got: &Tensor,
         expected: &Tensor,
     ) {
-        let (got, expected) = (floats(device, got), floats(device, expected));
+        let expected: Vec<_> = floats(device, expected).into_iter().map(f64::from).collect();
+        self.within(what, dtype, bound(dtype), &floats(device, got), &expected);
+    }
+
+    /// The relative L2.
+    fn within(&mut self, what: &str, dtype: DType, bound: f64, got: &[f32], expected: &[f64]) {
         assert_eq!(got.len(), expected.len());
         let square = |v: f64| v * v;
-        let off: f64 = got.iter().zip(&expected).map(|(a, b)| square(f64::from(a - b))).sum();
-        let norm: f64 = expected.iter().map(|&b| square(f64::from(b))).sum();
-        let error = (off / norm.max(1e-30)).sqrt() / bound(dtype);
+        let off: f64 = got.iter().zip(expected).map(|(&a, b)| square(f64::from(a) - b)).sum();
+        let norm: f64 = expected.iter().map(|&b| square(b)).sum();
+        let error = (off / norm.max(1e-30)).sqrt() / bound;
         if error.is_nan() || error > 1.0 {
             self.failures.push(format!("{what}: {error:.2} times the bound"));
         }
         let worst = self.worst.entry(dtype.name()).or_default();
         *worst = worst.max(error);
+    }
+
+    fn compare_exact(&mut self, what: &str, b: &Builder, got: &[Tensor], exact: &[Array]) {
+        assert_eq!(got.len(), exact.len());
+        for (k, (got, exact)) in got.iter().zip(exact).enumerate() {
+            let what = format!("{what} {k} against f64");
+            if exact.dtype().is_float() {
+                let got = floats(b.device, got);
+                self.within(&what, b.dtype, oracle::bound(b.dtype), &got, &exact.to_f64());
+            } else if got.to_bytes().unwrap() != exact.bytes {
+                self.failures.push(what);
+            }
+        }
     }
 
     /// `state` is what the program's states begin as; `kernels` are those of its ops, `before` those
@@ -213,8 +268,22 @@ impl Report {
         what: &str,
         b: &mut Builder,
         graph: Graph,
+        state: Vec<Tensor>,
+        kernels: [usize; 2],
+    ) {
+        self.check_frames(what, b, graph, state, kernels, 2, None);
+    }
+
+    /// So many frames, and against the oracle too where there is one.
+    pub fn check_frames(
+        &mut self,
+        what: &str,
+        b: &mut Builder,
+        graph: Graph,
         mut state: Vec<Tensor>,
         [kernels, before]: [usize; 2],
+        frames: usize,
+        reference: Option<Exact>,
     ) {
         let device = b.device;
         let options = Options { readback: false, instances: 1 };
@@ -232,7 +301,7 @@ impl Report {
         self.programs += 1;
         self.fused += before - kernels;
         let session = (!state.is_empty()).then(|| Session::new(&program).unwrap());
-        for frame in 0..2 {
+        for frame in 0..frames {
             let x = b.random(graph.inputs[0].shape(), 0.0, 1.0);
             let feeds = [Feed::Tensor(&x)];
             let started = match &session {
@@ -241,6 +310,10 @@ impl Report {
             };
             let outputs = done(started.unwrap());
             let (expected, next) = eager(device, &graph, &b.params, &x, &state);
+            let reference = reference.map(|exact| exact(&graph, &b.params, &x, &state));
+            if let Some([exact, _]) = &reference {
+                self.compare_exact(&format!("{what} frame {frame} output"), b, &outputs, exact);
+            }
             for (k, (got, expected)) in outputs.iter().zip(&expected).enumerate() {
                 let what = format!("{what} frame {frame} output {k}");
                 self.compare(device, &what, b.dtype, got, expected);
@@ -248,6 +321,9 @@ impl Report {
             if let Some(session) = &session {
                 // Both go on from the session's own, so that no error piles up.
                 let now = session.snapshot().unwrap();
+                if let Some([_, exact]) = &reference {
+                    self.compare_exact(&format!("{what} frame {frame} state"), b, &now, exact);
+                }
                 for (k, (got, expected)) in now.iter().zip(&next).enumerate() {
                     let what = format!("{what} frame {frame} state {k}");
                     self.compare(device, &what, b.dtype, got, expected);
