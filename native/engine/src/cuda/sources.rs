@@ -84,6 +84,7 @@ pub static SOURCES: &[(&str, &str)] = sources![
     "scan/step.cu",
     "shape/pad.cu",
     "shape/shape.cu",
+    "solve/triangular.cu",
 ];
 
 /// The text of one of them.
