@@ -15,6 +15,7 @@ pub static SOURCES: &[(&str, &str)] = sources![
     "common/async.cuh",
     "common/integer.cuh",
     "common/mma.cuh",
+    "common/short.cuh",
     "common/types.cuh",
     "common/walk.cuh",
     "common/warp.cuh",
