@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Times what a user would pick instead of Nitrox, on the GPU at hand.
 
-    python3 bench/peers.py attention|rnn|scan|norm|gemm|xla [part of a name …]
+    python3 bench/peers.py attention|rnn|scan|norm|gemm|unary|solve|xla [part of a name …]
 
 prints one JSON line a case, {"case", "peer", "us", "graph" or "wall"}, under the names that
 `cargo bench --bench gpu` has; `bench/table.py` joins the two. Needs PyTorch and Triton, `xla` JAX,
@@ -166,6 +166,34 @@ def gemm():
             if wanted(case):
                 a, b = (torch.randn(s, device="cuda", dtype=dtype) for s in ((m, k), (k, n)))
                 timed(case, "cublas", lambda: a @ b)
+
+
+@group
+def unary():
+    import torch
+    import torch.nn.functional as F
+
+    for name, dtype in (("f32", torch.float32), ("bf16", torch.bfloat16), ("f16", torch.float16)):
+        x = torch.rand(4096, 4096, device="cuda").mul(6).sub(3).to(dtype)
+        for kind, call in (("relu", F.relu), ("gelu", F.gelu), ("tanh", torch.tanh), ("sin", torch.sin),
+                           ("cos", torch.cos)):
+            case = f"unary/{name}-{kind}-4096x4096"
+            if wanted(case):
+                timed(case, "torch", lambda: call(x))
+
+
+@group
+def solve():
+    import torch
+
+    for name, dtype in (("f32", torch.float32), ("f64", torch.float64)):
+        for b, m, n in [(1, 32, 1), (10_000, 4, 1), (1000, 32, 32), (1, 256, 1), (1, 256, 256), (64, 256, 64),
+                        (1, 1024, 1), (1, 1024, 1024), (1, 4096, 1)]:
+            case = f"solve/{name}-b{b}m{m}n{n}"
+            if wanted(case):
+                a = torch.rand(b, m, m, device="cuda", dtype=dtype).add(0.5).tril()
+                sides = torch.rand(b, m, n, device="cuda", dtype=dtype)
+                timed(case, "torch", lambda: torch.linalg.solve_triangular(a, sides, upper=False))
 
 
 @group

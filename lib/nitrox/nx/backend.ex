@@ -20,7 +20,8 @@ if Code.ensure_loaded?(Nx.Tensor) do
         tensors on two devices are an error: bring one over with `Nx.backend_copy/2`.
       * `Nx.backend_copy/2` to the same device shares the buffer and costs nothing.
       * Nothing can be raised from a device. A read out of range takes the nearest element and a write
-        there is left out; an integer divided by zero gives zero, and integers wrap around.
+        there is left out; an integer divided by zero gives zero, and integers wrap around. A singular
+        triangle gives ∞ and NaN, where `Nx.BinaryBackend` raises.
       * A float beyond an integer type becomes the nearest end of its range, and NaN 0. A float becomes
         `bf16` by rounding, where `Nx.BinaryBackend` cuts off.
       * `config :nitrox, add_backend_on_inspect: false` leaves the device out where tensors are shown.
@@ -136,7 +137,8 @@ if Code.ensure_loaded?(Nx.Tensor) do
       {:argmax, [:out, :t, :opts], Reduce},
       {:argmin, [:out, :t, :opts], Reduce},
       {:dot, [:out, :a, :contract_a, :batch_a, :b, :contract_b, :batch_b], Product},
-      {:conv, [:out, :t, :kernel, :opts], Product}
+      {:conv, [:out, :t, :kernel, :opts], Product},
+      {:triangular_solve, [:out, :a, :b, :opts], Product}
     ]
 
     # The tensors among them; all other arguments are options.

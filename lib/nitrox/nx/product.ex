@@ -1,7 +1,7 @@
 if Code.ensure_loaded?(Nx.Tensor) do
   defmodule Nitrox.Nx.Product do
     @moduledoc false
-    # Products of tensors.
+    # Products of tensors, and systems of them.
 
     alias Nitrox.Nx.Data
     alias Nitrox.Op
@@ -14,6 +14,20 @@ if Code.ensure_loaded?(Nx.Tensor) do
         batch_a: batch_a,
         contract_b: contract_b,
         batch_b: batch_b
+      }
+
+      refs = [Data.whole(a, out.type, device), Data.whole(b, out.type, device)]
+      Data.run(out, op, refs, device)
+    end
+
+    # The conjugate of a real matrix is the matrix.
+    def triangular_solve(out, a, b, opts) do
+      device = Data.device(a, b)
+
+      op = %Op.TriangularSolve{
+        lower: opts[:lower],
+        left_side: opts[:left_side],
+        transpose: opts[:transform_a] == :transpose
       }
 
       refs = [Data.whole(a, out.type, device), Data.whole(b, out.type, device)]

@@ -14,8 +14,7 @@ if Code.ensure_loaded?(Nx.Tensor) do
     @host [
       {[:reduce, :window_reduce], "they call a function of the caller's for each element"},
       {[:fft, :ifft], "their result is complex"},
-      {[:conjugate, :real, :imag], "they are of complex numbers"},
-      {[:triangular_solve], "no kernel yet"}
+      {[:conjugate, :real, :imag], "they are of complex numbers"}
     ]
 
     @doc "Whether a tensor is of a type and of as many axes as the kernels take."

@@ -4,6 +4,7 @@ pub(crate) mod attention;
 pub(crate) mod index;
 pub(crate) mod product;
 pub(crate) mod sequence;
+pub(crate) mod solve;
 pub(crate) mod window;
 
 use crate::error::{Error, Result};
@@ -45,6 +46,7 @@ pub fn infer(op: &Op, inputs: &[Option<&Spec>]) -> Result<Vec<Spec>> {
         Op::Concatenate(attrs) => concatenate(&inputs, attrs),
         Op::Reduce(attrs) => reduce(&inputs, attrs),
         Op::Dot(attrs) => product::dot(&inputs, attrs),
+        Op::TriangularSolve(attrs) => solve::triangular(&inputs, attrs),
         Op::Conv(attrs) => product::conv(&inputs, attrs),
         Op::Iota(attrs) => index::iota(&inputs, attrs),
         Op::Pad(attrs) => index::pad(&inputs, attrs),

@@ -87,6 +87,10 @@ pub enum Op {
     Reduce(Reduce),
     /// `a, b` of one type → the batch axes, then a's other axes, then b's, those contracted left out
     Dot(Dot),
+    /// `a {batch…, m, m}, b` of one float type → the x of `a·x = b`, b `{batch…, m}` or
+    /// `{batch…, m, n}`, or of `x·a = b`, b `{batch…, m}` or `{batch…, n, m}`. Of a only the triangle
+    /// is read; a zero on its diagonal gives ∞ or NaN
+    TriangularSolve(TriangularSolve),
     /// `input {N, C, spatial…}, kernel {O, C / feature groups, spatial…}` of one float type
     /// → `{N / batch groups, O, spatial…}`
     Conv(Conv),
@@ -151,6 +155,7 @@ impl Op {
             Op::Concatenate(_) => "concatenate",
             Op::Reduce(_) => "reduce",
             Op::Dot(_) => "dot",
+            Op::TriangularSolve(_) => "triangular_solve",
             Op::Conv(_) => "conv",
             Op::Iota(_) => "iota",
             Op::Pad(_) => "pad",

@@ -451,6 +451,52 @@ defmodule Nitrox.Nx.PropertyTest do
     {List.to_tuple(shape), axes}
   end
 
+  # What stands beside a diagonal is less than it, so that no solution is far from its right side. The
+  # triangle that is not read has elements too.
+  defp triangle(batch, n, type) do
+    beside = tensor(List.to_tuple(batch ++ [n, n]), type, {-1, 1})
+    diagonal = Nx.multiply(Nx.eye(n, type: type, backend: Nx.BinaryBackend), pick([3, 5]))
+    Nx.add(beside, diagonal)
+  end
+
+  test "triangular systems, in every form" do
+    for _ <- 1..(2 * @rounds) do
+      batch = shape(between(0, 2)) |> Tuple.to_list()
+      n = between(1, 5)
+      left_side = pick([true, false])
+      columns = pick([[], [between(1, 5)]])
+      sides = if left_side, do: [n | columns], else: columns ++ [n]
+      a = triangle(batch, n, pick(@types))
+      b = tensor(List.to_tuple(batch ++ sides), pick(@types))
+
+      options = [
+        lower: pick([true, false]),
+        left_side: left_side,
+        transform_a: pick([:none, :transpose, :conjugate])
+      ]
+
+      bound = @bounds[Nx.Type.merge(a.type, b.type) |> Nx.Type.to_floating()]
+      solve = &Nx.LinAlg.triangular_solve(&1, &2, options)
+      check("triangular_solve #{inspect(options)}", [a, b], solve, bound * 4)
+    end
+  end
+
+  test "the gradient of a triangular system" do
+    for lower <- [true, false], left_side <- [true, false], transform <- [:none, :transpose] do
+      options = [lower: lower, left_side: left_side, transform_a: transform]
+      [a, b] = [triangle([], 4, {:f, 64}), tensor({4, 4}, {:f, 64})]
+
+      gradient = fn a, b ->
+        Nx.Defn.grad({a, b}, fn {a, b} ->
+          x = Nx.LinAlg.triangular_solve(a, b, options)
+          Nx.sum(Nx.multiply(x, Nx.iota({4, 4})))
+        end)
+      end
+
+      check("gradient of triangular_solve #{inspect(options)}", [a, b], gradient, 1.0e-10)
+    end
+  end
+
   test "conv, of one to three axes" do
     for spatial <- 1..3, _ <- 1..12 do
       groups = pick([1, 1, 2])

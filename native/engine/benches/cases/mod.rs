@@ -45,6 +45,7 @@ pub fn tensor(device: &Device, dtype: DType, shape: &[usize], [low, high]: [f32;
             F16 => bytes.extend(f16::from_f32(x).to_ne_bytes()),
             BF16 => bytes.extend(bf16::from_f32(x).to_ne_bytes()),
             DType::S32 => bytes.extend((x as i32).to_ne_bytes()),
+            DType::F64 => bytes.extend(f64::from(x).to_ne_bytes()),
             _ => bytes.extend(x.to_ne_bytes()),
         }
     }
@@ -168,6 +169,20 @@ fn rope(dtype: DType, [b, s, h, d]: [usize; 4]) -> Case {
     Case::new(format!("rope/{}-b{b}s{s}h{h}d{d}", dtype.name()), op, inputs)
 }
 
+fn unary(kind: UnaryKind, name: &str, dtype: DType) -> Case {
+    let input = Some((dtype, vec![4096, 4096], [-3.0, 3.0]));
+    let name = format!("unary/{}-{name}-4096x4096", dtype.name());
+    Case::new(name, Op::Unary(Unary { kind }), vec![input])
+}
+
+/// A lower triangle of m rows and n right sides.
+fn solve(dtype: DType, [b, m, n]: [usize; 3]) -> Case {
+    let op = TriangularSolve { lower: true, left_side: true, transpose: false };
+    let inputs = vec![Some((dtype, vec![b, m, m], [0.5, 1.5])), Some((dtype, vec![b, m, n], UNIT))];
+    let name = format!("solve/{}-b{b}m{m}n{n}", dtype.name());
+    Case::new(name, Op::TriangularSolve(op), inputs)
+}
+
 /// All of them, in groups: the part of a name before its first slash.
 pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
@@ -250,5 +265,31 @@ pub fn cases() -> Vec<Case> {
     }
     cases.push(rope(F32, [1, 1, 4, 64]));
     cases.push(rope(BF16, [8, 2048, 16, 128]));
+    for dtype in [F32, BF16, F16] {
+        for (kind, name) in [
+            (UnaryKind::Relu, "relu"),
+            (UnaryKind::Gelu, "gelu"),
+            (UnaryKind::Tanh, "tanh"),
+            (UnaryKind::Sin, "sin"),
+            (UnaryKind::Cos, "cos"),
+        ] {
+            cases.push(unary(kind, name, dtype));
+        }
+    }
+    for dtype in [F32, DType::F64] {
+        for shape in [
+            [1, 32, 1],
+            [10_000, 4, 1],
+            [1000, 32, 32],
+            [1, 256, 1],
+            [1, 256, 256],
+            [64, 256, 64],
+            [1, 1024, 1],
+            [1, 1024, 1024],
+            [1, 4096, 1],
+        ] {
+            cases.push(solve(dtype, shape));
+        }
+    }
     cases
 }

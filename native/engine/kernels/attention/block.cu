@@ -317,8 +317,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) block(const __grid_cons
     up.multiply(row, part);
     __syncthreads();
     columns_sum(part, up.at_once, inner, [&](int c, f32 sum) {
-        const f32 value = activate(sum + to_f32(up_b), p.activation);
-        for (int r = lane; r < CLUSTER; r += SHARE) hand(&hidden[rank * inner + c], r, value);
+        f32 value[1] = {sum + to_f32(up_b)};
+        activate<T>(value, p.activation);
+        for (int r = lane; r < CLUSTER; r += SHARE) hand(&hidden[rank * inner + c], r, value[0]);
     });
     cluster_arrive();
     cluster_wait();

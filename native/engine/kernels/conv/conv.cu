@@ -48,7 +48,11 @@ template <int VEC> __device__ __forceinline__ void keep(T* to, const Wide<T, VEC
 }
 
 // The activations that are seldom with a convolution, once rather than once an element.
-__device__ __noinline__ f32 seldom(f32 x, int activation) { return activate(x, activation); }
+__device__ __noinline__ f32 seldom(f32 x, int activation) {
+    f32 y[1] = {x};
+    activate<T>(y, activation);
+    return y[0];
+}
 
 template <int VEC>
 __device__ __forceinline__ void put(const Conv& p, s64 row, s64 t, int at, const f32 (&sum)[VEC]) {

@@ -19,14 +19,18 @@ __device__ __forceinline__ void finish(const T* up, const Epilogue<T>& end, s64 
         Others other;
         if (up) other = *(const Others*)(up + at);
         else if (end.residual) other = *(const Others*)(end.residual + at);
+        f32 sum[N];
 #pragma unroll
         for (int i = 0; i < N; i++) {
-            f32 sum = to_f32(y.at[i]);
-            if (end.bias) sum += to_f32(bias.at[i]);
-            sum = activate(sum, end.activation);
-            if (up) sum *= to_f32(other.at[i]);
-            else if (end.residual) sum += to_f32(other.at[i]);
-            y.at[i] = from_f32<Y>(sum);
+            sum[i] = to_f32(y.at[i]);
+            if (end.bias) sum[i] += to_f32(bias.at[i]);
+        }
+        activate<T>(sum, end.activation);
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            if (up) sum[i] *= to_f32(other.at[i]);
+            else if (end.residual) sum[i] += to_f32(other.at[i]);
+            y.at[i] = from_f32<Y>(sum[i]);
         }
         *(Values*)((Y*)end.y + at) = y;
     }

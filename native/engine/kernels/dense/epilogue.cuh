@@ -1,6 +1,7 @@
 // What follows the product in `dense`: bias, activation, residual, in f32.
 #pragma once
 
+#include "common/short.cuh"
 #include "common/warp.cuh"
 
 // A gated product is activation(x · w) ⊙ (x · up): the one half of a block's columns is of w, the
@@ -12,37 +13,50 @@
 // In the order of the engine's `Activation`.
 enum Activation { NONE, RELU, SILU, GELU, GELU_TANH, TANH, SIGMOID };
 
-__device__ __forceinline__ f32 activate(f32 x, int activation) {
+// Of values whose results are of type S. The kind is the same for all of them, and asked for once.
+template <class S, int N> __device__ __forceinline__ void activate(f32 (&x)[N], int activation) {
+    constexpr bool SHORT = sizeof(S) == 2;
+    auto each = [&x](auto f) {
+#pragma unroll
+        for (int i = 0; i < N; i++) x[i] = f(x[i]);
+    };
     switch (activation) {
-        case RELU: return x < 0.f ? 0.f : x; // a NaN stays one
-        case SILU: return x * sigmoid(x);
-        // erfc, since 1 + erf loses the tail.
-        case GELU: return 0.5f * x * erfcf(-0.70710678118654752f * x);
-        case GELU_TANH: {
+        case RELU: each([](f32 x) { return x < 0.f ? 0.f : x; }); return; // a NaN stays one
+        case SILU: each([](f32 x) { return x * sigmoid(x); }); return;
+        case GELU:
+            // erfc, since 1 + erf loses the tail.
+            if (SHORT) each([](f32 x) { return short_gelu(x); });
+            else each([](f32 x) { return 0.5f * x * erfcf(-0.70710678118654752f * x); });
+            return;
+        case GELU_TANH:
             // 1 + tanh(u) = 2·σ(2u), which keeps the tail too.
-            f32 u = 0.79788456080286536f * (x + 0.044715f * x * x * x);
-            return x * sigmoid(2.f * u);
-        }
-        case TANH: return tanhf(x);
-        case SIGMOID: return sigmoid(x);
-        default: return x;
+            each([](f32 x) {
+                f32 u = 0.79788456080286536f * (x + 0.044715f * x * x * x);
+                return x * sigmoid(2.f * u);
+            });
+            return;
+        case TANH: each([](f32 x) { return SHORT ? short_tanh(x) : tanhf(x); }); return;
+        case SIGMOID: each([](f32 x) { return sigmoid(x); }); return;
     }
 }
 
-// The result at row `m` and column `n` of `columns`.
+// The results at row `m`, from column `n` of `columns` on.
 template <class S> struct Epilogue {
     const S* bias;
     const S* residual;
     void* y;
     int columns;
     int activation;
-    int y_f32; // y is f32 whatever S is: pre-activations of a recurrent net
+    int y_f32; // y is f32 whatever S is: pre-activations of a recurrent net, with no activation
 
-    __device__ __forceinline__ f32 finish(f32 sum, s64 m, int n) const {
-        if (bias) sum += to_f32(bias[n]);
-        sum = activate(sum, activation);
-        if (residual) sum += to_f32(residual[m * columns + n]);
-        return sum;
+    template <int N> __device__ __forceinline__ void finish(f32 (&sum)[N], s64 m, int n) const {
+#pragma unroll
+        for (int i = 0; i < N; i++)
+            if (bias) sum[i] += to_f32(bias[n + i]);
+        activate<S>(sum, activation);
+#pragma unroll
+        for (int i = 0; i < N; i++)
+            if (residual) sum[i] += to_f32(residual[m * columns + n + i]);
     }
     __device__ __forceinline__ void store(f32 value, s64 at) const {
         if (y_f32) ((f32*)y)[at] = value;
@@ -57,9 +71,14 @@ __device__ __forceinline__ void put_tile(const f32 (*sums)[BN + 4], const Epilog
                                          s64 m, int n0) {
     constexpr int WIDTH = GATED ? BN / 2 : BN;
     const int n = end.columns;
-    auto value = [&](f32 sum, int row, int column) {
-        if (GATED) return activate(sum, end.activation) * sums[row][column + BN / 2];
-        return end.finish(sum, m0 + row, n0 + column);
+    auto values = [&](auto& sum, int row, int column) {
+        constexpr int N = sizeof(sum) / sizeof(f32);
+#pragma unroll
+        for (int i = 0; i < N; i++) sum[i] = sums[row][column + i];
+        if (!GATED) return end.finish(sum, m0 + row, n0 + column);
+        activate<S>(sum, end.activation);
+#pragma unroll
+        for (int i = 0; i < N; i++) sum[i] *= sums[row][column + i + BN / 2];
     };
 #pragma unroll 1
     for (int i = threadIdx.x; i < BM * WIDTH / 4; i += THREADS) {
@@ -68,15 +87,15 @@ __device__ __forceinline__ void put_tile(const f32 (*sums)[BN + 4], const Epilog
         const s64 at = (m0 + row) * n + n0 + column;
         if (n % 4 != 0) {
 #pragma unroll 1
-            for (int c = 0; c < 4 && n0 + column + c < n; c++)
-                end.store(value(sums[row][column + c], row, column + c), at + c);
+            for (int c = 0; c < 4 && n0 + column + c < n; c++) {
+                f32 one[1];
+                values(one, row, column + c);
+                end.store(one[0], at + c);
+            }
             continue;
         }
-        const float4 sum = *(const float4*)&sums[row][column];
-        const f32 values[4] = {sum.x, sum.y, sum.z, sum.w};
         Pack<f32, 4> y;
-#pragma unroll
-        for (int c = 0; c < 4; c++) y.at[c] = value(values[c], row, column + c);
+        values(y.at, row, column);
         if (end.y_f32) {
             *(Pack<f32, 4>*)((f32*)end.y + at) = y;
         } else {

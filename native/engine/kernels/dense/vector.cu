@@ -107,15 +107,19 @@ __device__ __forceinline__ void product(const T* x, const T* w, const T* up, Epi
     for (int i = tid; i < rows * width; i += THREADS) {
         const int r = i / width, c = i % width, column = blockIdx.x * width + c;
         if (column >= n) continue;
-        f32 total = 0.f, upper = 0.f;
+        f32 total[1] = {}, upper = 0.f;
 #pragma unroll
         for (int warp = 0; warp < WARPS; warp++) {
-            total += part[warp][r][c];
+            total[0] += part[warp][r][c];
             if (GATED) upper += part[warp][r][c + width];
         }
-        const f32 value =
-            GATED ? activate(total, end.activation) * upper : end.finish(total, r, column);
-        end.store(value, (s64)r * n + column);
+        if (GATED) {
+            activate<T>(total, end.activation);
+            total[0] *= upper;
+        } else {
+            end.finish(total, r, column);
+        }
+        end.store(total[0], (s64)r * n + column);
     }
 }
 

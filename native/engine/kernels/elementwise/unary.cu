@@ -1,5 +1,6 @@
 // One entry for all functions of one tensor: the kind is the same for every thread, so the switch
 // costs a branch, and there is one module a type instead of one a function.
+#include "common/short.cuh"
 #include "common/walk.cuh"
 #include "elementwise/math.cuh"
 
@@ -32,6 +33,9 @@ template <class F> __device__ __forceinline__ F gelu_tanh_turn(F x) {
     return (F)2 * (F)0.79788456080286535588 * (x + (F)0.044715 * x * x * x);
 }
 
+template <class S> struct IsHalf { static const bool value = false; };
+template <> struct IsHalf<f16> { static const bool value = true; };
+
 // What networks are made of, inlined into the loop over a pack: a call for each element would take
 // longer than the memory does. Types of 16 bits take the fast exponential; it is good to their digits.
 template <bool SHORT> struct Hot {
@@ -39,21 +43,27 @@ template <bool SHORT> struct Hot {
     static __device__ __forceinline__ f32 tangent(f32 x) { return tanhf(x); }
     static __device__ __forceinline__ f32 logistic(f32 x) { return sigmoid(x); }
     static __device__ __forceinline__ f32 normal(f32 x) { return gelu(x); }
+    static __device__ __forceinline__ f32 sine(f32 x) { return sinf(x); }
+    static __device__ __forceinline__ f32 cosine(f32 x) { return cosf(x); }
+    static __device__ __forceinline__ bool takes_turns(const f32*) { return true; }
 };
 template <> struct Hot<true> {
     static __device__ __forceinline__ f32 exponential(f32 x) { return __expf(x); }
-    // Where 1 - 2 / (1 + e^2x) would cancel, the first terms of the series.
-    static __device__ __forceinline__ f32 tangent(f32 x) {
-        f32 far = 1.f - __fdividef(2.f, 1.f + __expf(2.f * fabsf(x))), z = x * x;
-        f32 near = x + x * z * (-0.33333334f + z * (0.13333334f - z * 0.05396825f));
-        return fabsf(x) < 0.25f ? near : copysignf(far, x);
-    }
+    static __device__ __forceinline__ f32 tangent(f32 x) { return short_tanh(x); }
     static __device__ __forceinline__ f32 logistic(f32 x) {
         f32 e = __expf(-fabsf(x));
         return __fdividef(x < 0 ? e : 1.f, 1.f + e);
     }
-    static __device__ __forceinline__ f32 normal(f32 x) {
-        return 0.5f * x * (1.f + erff(x * 0.70710678118654752440f));
+    static __device__ __forceinline__ f32 normal(f32 x) { return short_gelu(x); }
+    static __device__ __forceinline__ f32 sine(f32 x) { return short_sine<false>(x); }
+    static __device__ __forceinline__ f32 cosine(f32 x) { return short_sine<true>(x); }
+    // Whether they take all numbers of a pack. What f16 has beyond is infinite, which gives NaN.
+    static __device__ __forceinline__ bool takes_turns(const f32* x) {
+        if (IsHalf<T>::value) return true;
+        f32 most = 0.f;
+#pragma unroll
+        for (int v = 0; v < V; ++v) most = fmaxf(most, fabsf(x[v]));
+        return most <= SHORT_TURNS;
     }
 };
 
@@ -141,8 +151,14 @@ template <class N> __device__ __forceinline__ void apply(u32 kind, N (&x)[V]) {
             case RSQRT: each(x, [](N x) { return rsqrtf(x); }); return;
             case RECIPROCAL: each(x, [](N x) { return 1.f / x; }); return;
             case LOG: each(x, [](N x) { return logf(x); }); return;
-            case SIN: each(x, [](N x) { return sinf(x); }); return;
-            case COS: each(x, [](N x) { return cosf(x); }); return;
+            case SIN:
+                if (!H::takes_turns(x)) break;
+                each(x, [](N x) { return H::sine(x); });
+                return;
+            case COS:
+                if (!H::takes_turns(x)) break;
+                each(x, [](N x) { return H::cosine(x); });
+                return;
             case ERF: each(x, [](N x) { return erff(x); }); return;
         }
     }

@@ -1,6 +1,8 @@
 //! `dot`: products of matrices that lie as they may, one for each entry of the batch. Operands
 //! whose axes cannot be walked by one stride each are copied first, 16-bit ones widened.
 
+use std::ops::{Div, Mul, Neg, Sub};
+
 use gemm::Parallelism;
 use rayon::prelude::*;
 
@@ -114,7 +116,10 @@ unsafe fn in_order<'a>(
 
 /// # Safety
 /// As for [`View::slice`].
-unsafe fn widened<'a, T: Network>(view: View<'a>, scratch: &mut Scratch) -> &'a [f32] {
+pub(super) unsafe fn widened<'a, T: Network>(
+    view: View<'a>,
+    scratch: &mut Scratch,
+) -> &'a mut [f32] {
     // SAFETY: the caller's promise.
     let narrow = unsafe { view.slice::<T>() };
     let wide = scratch.take::<f32>(narrow.len());
@@ -178,7 +183,17 @@ unsafe fn floats<T: Real>(matrices: &Matrices, a: u64, b: u64, out: &mut [T], ns
 }
 
 /// What the `gemm` crate multiplies.
-trait Real: Copy + Default + Send + Sync + 'static {
+pub(super) trait Real:
+    Copy
+    + Default
+    + Send
+    + Sync
+    + Neg<Output = Self>
+    + Sub<Output = Self>
+    + Mul<Output = Self>
+    + Div<Output = Self>
+    + 'static
+{
     const ONE: Self;
 }
 

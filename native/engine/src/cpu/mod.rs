@@ -24,6 +24,7 @@ mod scan;
 mod shape;
 mod simd;
 mod softmax;
+mod solve;
 mod threads;
 mod window;
 
@@ -85,6 +86,7 @@ impl Cpu {
             (Op::SelectiveScan(_), _) => scan::workspace(inputs),
             (Op::GatedMlp(_), _) => mlp::Plan::new(inputs)?.bytes(),
             (Op::Dot(attrs), [Some(a), Some(b)]) => dot::workspace(attrs, a, b),
+            (Op::TriangularSolve(_), [Some(a), Some(b)]) => solve::workspace(a, b),
             (Op::Conv(attrs), [Some(x), Some(kernel)]) => infer(op, inputs)?
                 .first()
                 .map_or(0, |y| convolution::workspace(attrs, x, kernel, y)),
@@ -156,6 +158,7 @@ impl Cpu {
                 | Op::Concatenate(_) => shape::execute(call),
                 Op::Reduce(attrs) => reduce::execute(call, attrs),
                 Op::Dot(attrs) => dot::execute(call, attrs),
+                Op::TriangularSolve(attrs) => solve::execute(call, attrs),
                 Op::Conv(attrs) => convolution::execute(call, attrs),
                 Op::Sort(attrs) => order::sort(call, attrs),
                 Op::Cumulative(attrs) => order::cumulative(call, attrs),
@@ -199,6 +202,7 @@ fn nanoseconds(op: &Op, inputs: &[Option<&Spec>]) -> Result<f64> {
             elementwise::cost(op, x.dtype, elements)
         }
         (Op::Dot(attrs), [_, Some(b)]) => dot::cost(attrs, x, b),
+        (Op::TriangularSolve(_), [_, Some(b)]) => solve::cost(x, b),
         (Op::Conv(attrs), [_, Some(kernel)]) => match outputs.first() {
             Some(y) if !y.is_empty() => {
                 convolution::cost(&Windows::of(attrs, x, kernel, y), x.dtype)
@@ -279,6 +283,9 @@ fn kernel(op: &Op, inputs: &[Option<&Spec>]) -> Result<(&'static str, &'static s
             ("gemm", "blocked and packed for the caches, where the operands lie")
         }
         (Op::Dot(_), _) => ("rows", "integers, row after row"),
+        (Op::TriangularSolve(_), _) => {
+            (variant!("blocked"), "a block of rows is solved, and what is above it by products")
+        }
         (Op::Conv(_), _) => ("im2col-gemm", "what the windows see, laid out as a matrix"),
         (Op::Embedding(_), _) => ("gather", "rows of the table are copied"),
         (Op::Iota(_), _) => ("count", "written in order"),

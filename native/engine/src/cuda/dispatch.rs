@@ -3,7 +3,7 @@
 use super::{
     Context, Module, Props, attention, attention_block, block, conv, convolution, dense, dot,
     elementwise, embedding, index, mlp, norm, order, pad, pooling, recurrent, reduce, rope, sample,
-    scan, shape,
+    scan, shape, solve,
 };
 use crate::call::{Call, Rows};
 use crate::device::{Explanation, Id};
@@ -42,6 +42,7 @@ macro_rules! family {
             Op::GatedMlp(op) => mlp::$function($first, op, $last),
             Op::Dense(op) => dense::$function($first, op, $last),
             Op::Dot(op) => dot::$function($first, op, $last),
+            Op::TriangularSolve(op) => solve::$function($first, op, $last),
             Op::Conv(op) => convolution::$function($first, op, $last),
             op @ (Op::LayerNorm(_) | Op::RmsNorm(_)) => norm::$function($first, op, $last),
             op @ (Op::Lstm(_) | Op::Gru(_)) => recurrent::$function($first, op, $last),
@@ -111,6 +112,7 @@ pub fn workspace(props: &Props, op: &Op, inputs: Inputs) -> Result<usize> {
         Op::SelectiveScan(op) => scan::workspace(props, op, inputs),
         Op::GatedMlp(op) => mlp::workspace(props, op, inputs),
         Op::Dot(op) => dot::workspace(props, op, inputs),
+        Op::TriangularSolve(op) => solve::workspace(props, op, inputs),
         Op::Conv(op) => convolution::workspace(props, op, inputs),
         Op::Dense(op) => dense::workspace(props, op, inputs),
         Op::Sort(_) | Op::Cumulative(_) => order::workspace(props, op, inputs),
@@ -167,6 +169,7 @@ pub fn all_modules() -> Vec<Module> {
         mlp::all_modules(),
         dense::all_modules(),
         dot::all_modules(),
+        solve::all_modules(),
         norm::all_modules(),
         recurrent::all_modules(),
         super::runner::all_modules(),

@@ -41,6 +41,7 @@ mod sample;
 mod scan;
 mod search;
 mod shape;
+mod solve;
 pub mod sources;
 pub mod stream;
 pub mod survey;

@@ -17,6 +17,7 @@ pub static SOURCES: &[(&str, &str)] = sources![
     "common/cluster.cuh",
     "common/integer.cuh",
     "common/mma.cuh",
+    "common/short.cuh",
     "common/types.cuh",
     "common/walk.cuh",
     "common/warp.cuh",
@@ -85,6 +86,7 @@ pub static SOURCES: &[(&str, &str)] = sources![
     "scan/step.cu",
     "shape/pad.cu",
     "shape/shape.cu",
+    "solve/triangular.cu",
 ];
 
 /// The text of one of them.

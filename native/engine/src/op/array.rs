@@ -236,6 +236,17 @@ pub struct Dot {
     pub batch_b: Vec<usize>,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TriangularSolve {
+    /// a's lower triangle, else its upper one.
+    pub lower: bool,
+    /// `a·x = b`, else `x·a = b`.
+    pub left_side: bool,
+    /// a transposed takes a's place.
+    pub transpose: bool,
+}
+
 /// A cross-correlation. The lists have one entry for each spatial axis. The input is dilated with
 /// zeros, then padded, where a negative padding crops, and the kernel is dilated.
 #[derive(Debug, Clone, PartialEq, Deserialize)]

@@ -171,6 +171,15 @@ fn every_op_says_yes_to_something() {
         (Op::IndexedAdd(Indexed { axes: vec![0] }), DType::S16, [2, 3, 4, 5]),
         (Op::IndexedPut(Indexed { axes: vec![0] }), f, [2, 3, 4, 0]),
         (Op::Bitcast(Cast { r#type: DType::U32 }), f, [2, 3, 4, 1]),
+        (
+            Op::TriangularSolve(TriangularSolve {
+                lower: false,
+                left_side: false,
+                transpose: true,
+            }),
+            f,
+            [2, 3, 4, 1],
+        ),
         (Op::Sort(Sort { axis: 1, descending: true, indices: true }), f, [2, 3, 4, 1]),
         (
             Op::Cumulative(Cumulative { kind: FoldKind::Sum, axis: -1, reverse: true }),

@@ -72,7 +72,8 @@ fn sequences_refuse() {
 #[test]
 fn counts() {
     let x = spec(DType::F32, &[2, 3]);
-    let ops: [(Op, std::ops::RangeInclusive<usize>); 12] = [
+    let triangle = TriangularSolve { lower: true, left_side: true, transpose: false };
+    let ops: [(Op, std::ops::RangeInclusive<usize>); 13] = [
         (Op::Dense(Dense { activation: Activation::None, norm: None }), 2..=4),
         (Op::LayerNorm(Norm { epsilon: 0.0 }), 3..=4),
         (Op::RmsNorm(Norm { epsilon: 0.0 }), 2..=3),
@@ -85,6 +86,7 @@ fn counts() {
         (Op::Softmax(Softmax { axis: 0, log: false }), 1..=1),
         (Op::Select(Select {}), 3..=3),
         (Op::Binary(Binary { kind: BinaryKind::Add }), 2..=2),
+        (Op::TriangularSolve(triangle), 2..=2),
     ];
     for (op, takes) in ops {
         for n in 0..10 {
@@ -339,6 +341,20 @@ fn products_refuse() {
     no(dot(&[2], &[0], &[3], &[0]), &a, &b, &["contracted axes of b", "1..3", "[3]"]);
     no(dot(&[2, 2], &[], &[1, 1], &[]), &a, &b, &["different"]);
     no(dot(&[2], &[0], &[1], &[0]), &a, &spec(DType::F16, &[2, 4, 5]), &["b has type {:f, 16}"]);
+
+    let solve = |left_side| {
+        Op::TriangularSolve(TriangularSolve { lower: true, left_side, transpose: false })
+    };
+    let (a, b) = (f(&[2, 3, 3]), f(&[2, 3, 4]));
+    assert_eq!(infer(&solve(true), &[Some(&a), Some(&b)]).unwrap(), [b.clone()]);
+    no(solve(false), &a, &b, &["b must be {2, 3}", "3 long on the last", "{2, 3, 4}"]);
+    no(solve(true), &a, &f(&[2, 4, 3]), &["the last but one", "{2, 4, 3}"]);
+    no(solve(true), &a, &f(&[3, 3]), &["b must be {2, 3}", "{3, 3}"]);
+    no(solve(true), &a, &f(&[]), &["b must be {2, 3}"]);
+    no(solve(true), &f(&[3, 4]), &b, &["a must be square", "{3, 4}"]);
+    no(solve(true), &f(&[3]), &b, &["a matrix", "{3}"]);
+    no(solve(true), &spec(DType::S32, &[3, 3]), &b, &["a has type {:s, 32}", "a float type"]);
+    no(solve(true), &a, &spec(DType::F64, &[2, 3]), &["b has type {:f, 64}"]);
 
     let plain = Conv {
         strides: vec![1],

@@ -202,6 +202,9 @@ pub fn any_op() -> impl Strategy<Value = Op> {
         (reduce, prop::collection::vec(axis(), 0..4), any::<bool>())
             .prop_map(|(kind, axes, keep_axes)| Op::Reduce(Reduce { kind, axes, keep_axes })),
         dot().prop_map(Op::Dot),
+        (any::<bool>(), any::<bool>(), any::<bool>()).prop_map(|(lower, left_side, transpose)| {
+            Op::TriangularSolve(TriangularSolve { lower, left_side, transpose })
+        }),
         conv().prop_map(Op::Conv),
         placed_op(),
     ]
@@ -303,6 +306,14 @@ pub fn plausible(op: &Op, t: DType, n: [usize; 4], given: u8) -> Option<Vec<Opti
             set(&mut left, &dot.contract_a);
             set(&mut right, &dot.contract_b);
             vec![s(t, &left), s(t, &right)]
+        }
+        Op::TriangularSolve(attrs) => {
+            let sides: &[usize] = match (given % 3, attrs.left_side) {
+                (0, _) => &[a, b],
+                (_, true) => &[a, b, c],
+                (_, false) => &[a, c, b],
+            };
+            vec![s(t, &[a, b, b]), s(t, sides)]
         }
         Op::Conv(conv) => {
             let channels = times(b, conv.feature_groups)?;

@@ -29,5 +29,6 @@ mod scan;
 mod selfcheck;
 mod shape;
 mod softmax;
+mod solve;
 mod torch;
 mod window;

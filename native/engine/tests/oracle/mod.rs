@@ -13,6 +13,7 @@ mod reduce;
 pub mod sample;
 mod sequence;
 mod shape;
+mod solve;
 pub mod special;
 mod window;
 
@@ -112,6 +113,7 @@ pub fn evaluate(op: &Op, inputs: &[Option<&Array>]) -> Vec<Expected> {
         }
         Op::Reduce(a) => vec![reduce::reduce(a, need(0))],
         Op::Dot(a) => vec![product::dot(a, need(0), need(1))],
+        Op::TriangularSolve(a) => vec![solve::triangular(a, need(0), need(1))],
         Op::Conv(a) => vec![product::conv(a, need(0), need(1))],
         Op::Iota(a) => vec![index::iota(a)],
         Op::Pad(a) => vec![index::pad(a, need(0), need(1))],
