@@ -221,3 +221,34 @@ pub unsafe fn launch(cx: &Context, op: &AttentionBlock, call: &Call) -> Result<(
 pub fn all_modules() -> Vec<Module> {
     [DType::F32, DType::BF16, DType::F16].map(module).to_vec()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::window::tests::props;
+    use super::*;
+
+    #[test]
+    fn a_ring_that_shared_memory_holds() {
+        let h200 = Props { major: 9, ..props(132, 232_448) };
+        let backbone = |dtype, context| Shape {
+            dtype,
+            rows: 1,
+            width: 256,
+            inner: 256,
+            heads: 4,
+            size: 64,
+            context,
+            pairs: 32,
+        };
+        for dtype in [DType::F32, DType::BF16] {
+            let longest = if dtype == DType::F32 { 1600 } else { 3100 };
+            assert!(backbone(dtype, 60).fits(&h200));
+            assert!(backbone(dtype, longest).fits(&h200));
+            assert!(!backbone(dtype, longest + 200).fits(&h200));
+            // Nor one whose size overflows what it is counted in.
+            assert!(!backbone(dtype, usize::MAX).fits(&h200));
+        }
+        assert!(!backbone(DType::F32, 60).fits(&Props { sms: 66, ..h200.clone() }));
+        assert!(!backbone(DType::F32, 60).fits(&Props { major: 8, ..h200 }));
+    }
+}
