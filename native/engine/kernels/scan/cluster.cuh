@@ -2,26 +2,13 @@
 // a cluster is one block.
 #pragma once
 
+#include "common/cluster.cuh"
 #include "common/types.cuh"
 
 #if __CUDA_ARCH__ < 900
 #undef CLUSTER
 #define CLUSTER 1
 #endif
-__device__ __forceinline__ void cluster_arrive() {
-#if CLUSTER > 1
-    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-#endif
-}
-
-// The barrier of threads that have arrived; it orders what they have written, to each other as well.
-__device__ __forceinline__ void cluster_wait() {
-#if CLUSTER > 1
-    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
-#else
-    __syncthreads();
-#endif
-}
 
 // `value` to where `to`, of shared memory, lies in the block `rank`.
 __device__ __forceinline__ void hand(f32* to, u32 rank, f32 value) {

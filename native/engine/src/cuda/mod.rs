@@ -70,6 +70,7 @@ use crate::spec::Spec;
 use crate::tensor::Scalars;
 use driver::{Driver, code};
 use modules::Modules;
+use trial::Trials;
 
 /// An open GPU. Eager work and copies go to its main stream, in the order of the calls.
 ///
@@ -97,6 +98,15 @@ impl Cuda {
     /// To be called once for each `ordinal` in a process, and kept: the pools of two would not
     /// know of each other.
     pub fn open(ordinal: u32, memory_limit: Option<usize>) -> Result<Arc<Self>> {
+        Self::open_with(ordinal, memory_limit, Trials::from_env()?)
+    }
+
+    /// As [`Cuda::open`], with variants that are given and not named by the environment.
+    pub fn open_with(
+        ordinal: u32,
+        memory_limit: Option<usize>,
+        trials: Trials,
+    ) -> Result<Arc<Self>> {
         const SEGMENT: usize = 64 << 20;
         const OLDEST: u32 = 8;
         let id = Id::Cuda(ordinal);
@@ -112,7 +122,7 @@ impl Cuda {
             other => return unavailable(format!("cuDeviceGet: {}", api.explain(other))),
         }
         let driver = Arc::new(Driver::retain(api, device, ordinal)?);
-        let props = Props::read(&driver)?;
+        let props = Props::read(&driver, trials)?;
         if props.major < OLDEST {
             let Props { name, major, minor, .. } = &props;
             return unavailable(format!(

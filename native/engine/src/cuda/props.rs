@@ -45,7 +45,7 @@ impl Props {
         arch(self.major, self.minor)
     }
 
-    pub(super) fn read(driver: &Arc<Driver>) -> Result<Self> {
+    pub(super) fn read(driver: &Arc<Driver>, trials: Trials) -> Result<Self> {
         let attribute = |which: Attribute| attribute(driver, which as u32);
         let mut name = [0 as c_char; 256];
         let api = driver.enter()?;
@@ -82,7 +82,7 @@ impl Props {
             blas: Blas::new(driver),
             // Asked of a kernel, which is not there yet.
             clusters: 0,
-            trials: Trials::from_env()?,
+            trials,
         })
     }
 }

@@ -13,6 +13,7 @@ pub static SOURCES: &[(&str, &str)] = sources![
     "attention/tile.cuh",
     "common/early.cuh",
     "common/async.cuh",
+    "common/cluster.cuh",
     "common/integer.cuh",
     "common/mma.cuh",
     "common/types.cuh",

@@ -1,5 +1,7 @@
 use std::collections::BTreeMap;
 
+use nitrox_engine::cuda::Cuda;
+use nitrox_engine::cuda::trial::{Trial, Trials};
 use nitrox_engine::op::*;
 use nitrox_engine::program::{
     Feed, Graph, Mode, Node, Options, Output, Program, Ref, Session, Started,
@@ -15,6 +17,12 @@ pub fn cuda(test: &str) -> Option<Device> {
         return None;
     }
     Some(Device::open(Id::Cuda(0), None).unwrap())
+}
+
+/// As `cuda`, with variants that nothing takes by itself.
+pub fn cuda_with(test: &str, trials: &[Trial]) -> Option<Device> {
+    cuda(test)?;
+    Some(Device::Cuda(Cuda::open_with(0, None, Trials::only(trials)).unwrap()))
 }
 
 /// The bound on the relative L2 between fused and not: rounding in f32; for the rest the rounding
@@ -139,17 +147,17 @@ impl<'a> Builder<'a> {
 }
 
 /// Runs the graph's ops one by one: outputs and next states.
-fn eager(
+pub fn eager(
     device: &Device,
     graph: &Graph,
     params: &[Tensor],
-    x: &Tensor,
+    inputs: &[Tensor],
     states: &[Tensor],
 ) -> (Vec<Tensor>, Vec<Tensor>) {
     let mut made: Vec<Vec<Tensor>> = Vec::new();
     let get = |made: &Vec<Vec<Tensor>>, r: Ref| match r {
         Ref::Param(i) => params[i].clone(),
-        Ref::Input(_) => x.clone(),
+        Ref::Input(i) => inputs[i].clone(),
         Ref::State(i) => states[i].clone(),
         Ref::Node(n, k) => made[n][k].clone(),
     };
@@ -162,7 +170,7 @@ fn eager(
     (all(&graph.outputs), all(&graph.next_state))
 }
 
-fn done(started: Started) -> Vec<Tensor> {
+pub fn done(started: Started) -> Vec<Tensor> {
     let outputs = match started {
         Started::Done(outputs) => outputs,
         Started::Pending(pending) => pending.wait().unwrap(),
@@ -240,7 +248,8 @@ impl Report {
                 None => program.run(&feeds, Mode::Block),
             };
             let outputs = done(started.unwrap());
-            let (expected, next) = eager(device, &graph, &b.params, &x, &state);
+            let (expected, next) =
+                eager(device, &graph, &b.params, std::slice::from_ref(&x), &state);
             for (k, (got, expected)) in outputs.iter().zip(&expected).enumerate() {
                 let what = format!("{what} frame {frame} output {k}");
                 self.compare(device, &what, b.dtype, got, expected);
