@@ -13,9 +13,11 @@ use crate::program::{Graph, Node, Ref};
 use crate::spec::Spec;
 
 mod mamba;
+mod stack;
 
-/// Makes one node of each Mamba block, and puts norms into their readers. `can` says whether the device does such a reader in one launch;
-/// its op and inputs are already those with the norm.
+/// Makes one node of each Mamba block and of recurrent layers one upon the other, and puts norms into
+/// their readers. `can` says whether the device does such a node in one launch; its op and inputs are
+/// already those with the norm.
 pub(crate) fn fuse(
     graph: Graph,
     params: &[Spec],
@@ -27,6 +29,8 @@ pub(crate) fn fuse(
         values.spec(r)?;
     }
     let graph = mamba::blocks(graph.clone(), &values, &can)?;
+    let values = Values::new(&graph, params, states)?;
+    let graph = stack::stacks(graph.clone(), &values, &can)?;
     let values = Values::new(&graph, params, states)?;
     let uses = Uses::of(&graph);
     // Numbered as before until all is done: a node keeps its outputs, whatever it reads.

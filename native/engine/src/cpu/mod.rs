@@ -133,7 +133,9 @@ impl Cpu {
                 Op::FlashAttention(attrs) => attention::execute(call, attrs),
                 Op::CausalConv1d(attrs) => conv::execute(call, attrs),
                 Op::SelectiveScan(attrs) => scan::execute(call, attrs),
-                Op::MambaBlock(_) => Err(Error::Internal("mamba_block: fused on the CPU".into())),
+                Op::MambaBlock(_) | Op::RecurrentStack(_) => {
+                    Err(Error::Internal(format!("{}: fused on the CPU", call.op.name())))
+                }
                 Op::Rope(attrs) => rope::execute(call, attrs),
                 Op::GatedMlp(attrs) => mlp::execute(call, attrs),
                 Op::Embedding(_) => embedding::execute(call),

@@ -3,6 +3,7 @@
 use super::{
     Context, Module, Props, attention, block, conv, convolution, dense, dot, elementwise,
     embedding, index, mlp, norm, order, pad, pooling, recurrent, reduce, rope, sample, scan, shape,
+    stack,
 };
 use crate::call::Call;
 use crate::device::{Explanation, Id};
@@ -36,6 +37,7 @@ macro_rules! family {
             Op::CausalConv1d(op) => conv::$function($first, op, $last),
             Op::SelectiveScan(op) => scan::$function($first, op, $last),
             Op::MambaBlock(op) => block::$function($first, op, $last),
+            Op::RecurrentStack(op) => stack::$function($first, op, $last),
             Op::Rope(op) => rope::$function($first, op, $last),
             Op::GatedMlp(op) => mlp::$function($first, op, $last),
             Op::Dense(op) => dense::$function($first, op, $last),
@@ -65,12 +67,13 @@ pub fn modules(props: &Props, op: &Op, inputs: Inputs) -> Result<Vec<Module>> {
     family!(modules(props, op, inputs))
 }
 
-/// Whether the op's kernel does the norm of x that is fused into it.
+/// Whether one launch does an op that was made of several.
 pub fn fuses(props: &Props, op: &Op, inputs: Inputs) -> bool {
     match op {
         Op::Dense(attrs) => dense::fuses(props, attrs, inputs),
         Op::Lstm(_) | Op::Gru(_) => recurrent::fuses(props, op, inputs),
         Op::MambaBlock(attrs) => block::fuses(props, attrs, inputs),
+        Op::RecurrentStack(attrs) => stack::fuses(props, attrs, inputs),
         _ => false,
     }
 }
@@ -83,6 +86,7 @@ pub fn is_warm(props: &Props, op: &Op, inputs: Inputs) -> Result<bool> {
         Op::Dense(op) => dense::is_warm(props, op, inputs),
         Op::GatedMlp(op) => mlp::is_warm(props, op, inputs),
         Op::Lstm(_) | Op::Gru(_) => recurrent::is_warm(props, op, inputs),
+        Op::RecurrentStack(op) => stack::is_warm(props, op, inputs),
         _ => Ok(true),
     }
 }
@@ -93,6 +97,7 @@ pub fn workspace(props: &Props, op: &Op, inputs: Inputs) -> Result<usize> {
         Op::Reduce(_) => reduce::workspace(props, op, inputs),
         Op::FlashAttention(op) => attention::workspace(props, op, inputs),
         Op::Lstm(_) | Op::Gru(_) => recurrent::workspace(props, op, inputs),
+        Op::RecurrentStack(op) => stack::workspace(props, op, inputs),
         Op::SelectiveScan(op) => scan::workspace(props, op, inputs),
         Op::GatedMlp(op) => mlp::workspace(props, op, inputs),
         Op::Dot(op) => dot::workspace(props, op, inputs),
@@ -153,6 +158,7 @@ pub fn all_modules() -> Vec<Module> {
         dot::all_modules(),
         norm::all_modules(),
         recurrent::all_modules(),
+        stack::all_modules(),
         super::runner::all_modules(),
     ]
     .concat()

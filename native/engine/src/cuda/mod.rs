@@ -41,6 +41,7 @@ mod scan;
 mod search;
 mod shape;
 pub mod sources;
+mod stack;
 pub mod stream;
 pub mod survey;
 pub mod trial;
@@ -269,7 +270,7 @@ impl Cuda {
         dispatch::modules(&self.props, op, inputs)?.iter().try_for_each(|m| self.modules.prepare(m))
     }
 
-    /// Whether `op`, which has a norm of its x fused in, is one launch with it.
+    /// Whether `op`, which was made of several, is worth it.
     pub(crate) fn fuses(&self, op: &Op, inputs: &[Option<&Spec>]) -> bool {
         dispatch::fuses(&self.props, op, inputs)
     }
