@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use cases::{Case, cases};
 use nitrox_engine::Tensor;
 use nitrox_engine::device::{Device, Id};
+use nitrox_engine::op::{Norm, Op};
 use nitrox_engine::program::{Graph, Mode, Node, Options, Program, Ref, Started};
 
 /// What a graph should take at least, so that its launch is lost in it.
@@ -21,23 +22,35 @@ const TIME: Duration = Duration::from_millis(150);
 
 /// µs of a graph of so many calls.
 fn time(device: &Device, case: &Case, given: &[Option<Tensor>], calls: usize) -> f64 {
-    let mut next = 0..;
-    let refs: Vec<_> =
-        given.iter().map(|t| t.as_ref().and_then(|_| next.next().map(Ref::Param))).collect();
-    let nodes = (0..calls)
-        .map(|i| {
-            let mut inputs = refs.clone();
-            if i > 0 && chains(case) {
-                inputs[0] = Some(Ref::Node(i - 1, 0));
-            }
-            Node { op: case.op.clone(), inputs }
-        })
-        .collect();
+    let mut params: Vec<Tensor> = Vec::new();
+    let mut param = |tensor: Tensor| {
+        params.push(tensor);
+        Ref::Param(params.len() - 1)
+    };
+    let refs: Vec<_> = given.iter().map(|t| t.clone().map(&mut param)).collect();
+    let norm = case.norm.as_ref().map(|affine| {
+        affine
+            .clone()
+            .map(|(dtype, shape, range)| Some(param(cases::tensor(device, dtype, &shape, range))))
+    });
+    let mut nodes: Vec<Node> = Vec::new();
+    for i in 0..calls {
+        let mut inputs = refs.clone();
+        // One figure's layers stand upon each other, and not upon those of the one before.
+        if i > 0 && (case.layers == 1 || i % case.layers > 0) && chains(case) {
+            inputs[0] = Some(Ref::Node(nodes.len() - 1, 0));
+        }
+        if let Some([gamma, beta]) = norm {
+            let op = Op::LayerNorm(Norm { epsilon: 1e-5 });
+            nodes.push(Node { op, inputs: vec![inputs[0], gamma, beta] });
+            inputs[0] = Some(Ref::Node(nodes.len() - 1, 0));
+        }
+        nodes.push(Node { op: case.op.clone(), inputs });
+    }
     // What nobody reads is computed all the same, in the order given.
-    let outputs = vec![Ref::Node(calls - 1, case.output)];
+    let outputs = vec![Ref::Node(nodes.len() - 1, case.output)];
     let graph = Graph { nodes, inputs: vec![], outputs, next_state: vec![] };
     let options = Options { readback: false, instances: 1 };
-    let params = given.iter().flatten().cloned().collect();
     let program = Program::compile(device, graph, params, vec![], options).unwrap();
     let (mut times, began) = (Vec::new(), Instant::now());
     while times.len() < 5 || began.elapsed() < TIME {
@@ -55,7 +68,6 @@ fn time(device: &Device, case: &Case, given: &[Option<Tensor>], calls: usize) ->
 
 /// Whether a call's first output can be the next one's first input.
 fn chains(case: &Case) -> bool {
-    use nitrox_engine::op::Op;
     match (&case.op, &case.inputs[..]) {
         (Op::Dense(_), [Some((_, x, _)), Some((_, w, _)), ..]) => x.last() == w.last(),
         (Op::TriangularSolve(_), _) => false,
@@ -76,16 +88,17 @@ fn main() {
         let given = case.tensors(&device);
         let specs: Vec<_> = given.iter().map(|t| t.as_ref().map(Tensor::spec)).collect();
         let explained = device.explain(&case.op, &specs).unwrap();
-        let one = time(&device, &case, &given, 1);
-        let calls = ((GRAPH / one).ceil() as usize).clamp(8, MOST_CALLS);
-        let many = time(&device, &case, &given, calls + 1);
+        // Whole nets, each of so many calls.
+        let one = time(&device, &case, &given, case.layers);
+        let nets = ((GRAPH / one).ceil() as usize).clamp(8, MOST_CALLS);
+        let many = time(&device, &case, &given, (nets + 1) * case.layers);
         println!(
             "{{\"case\": \"{}\", \"variant\": \"{}\", \"launches\": {}, \"us\": {:.2}, \
              \"commit\": \"{commit}\", \"date\": \"{date}\"}}",
             case.name,
             explained.variant,
             explained.launches,
-            (many - one) / calls as f64 * case.layers as f64
+            (many - one) / nets as f64
         );
     }
 }

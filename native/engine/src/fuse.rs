@@ -16,10 +16,11 @@ use crate::spec::Spec;
 mod attention;
 mod mamba;
 mod search;
+mod stack;
 
-/// Makes one node of each frame of a Mamba block and of a layer of attention, and puts norms into their
-/// readers. `can` says whether the device does such a node in one launch; its op and inputs are already
-/// those with all that is fused.
+/// Makes one node of each frame of a Mamba block and of a layer of attention, and of recurrent layers one
+/// upon the other, and puts norms into their readers. `can` says whether the device does such a node in
+/// one launch; its op and inputs are already those with all that is fused.
 pub(crate) fn fuse(
     graph: Graph,
     params: &[Spec],
@@ -33,6 +34,8 @@ pub(crate) fn fuse(
     let graph = search::replace(graph.clone(), &values, mamba::block, &can)?;
     let values = Values::new(&graph, params, states)?;
     let graph = search::replace(graph.clone(), &values, attention::block, &can)?;
+    let values = Values::new(&graph, params, states)?;
+    let graph = stack::stacks(graph.clone(), &values, &can)?;
     let values = Values::new(&graph, params, states)?;
     let uses = Uses::of(&graph);
     // Numbered as before until all is done: a node keeps its outputs, whatever it reads.

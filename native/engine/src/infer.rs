@@ -25,6 +25,7 @@ pub fn infer(op: &Op, inputs: &[Option<&Spec>]) -> Result<Vec<Spec>> {
         Op::SelectiveScan(attrs) => sequence::selective_scan(&inputs, attrs),
         Op::MambaBlock(attrs) => sequence::mamba_block(&inputs, attrs),
         Op::AttentionBlock(attrs) => attention::block(&inputs, attrs),
+        Op::RecurrentStack(attrs) => sequence::recurrent_stack(&inputs, attrs),
         Op::Rope(attrs) => sequence::rope(&inputs, attrs),
         Op::GatedMlp(_) => sequence::gated_mlp(&inputs),
         Op::Embedding(_) => embedding(&inputs),

@@ -51,6 +51,11 @@ pub enum Op {
     /// of attention, which the engine makes of its ops
     #[serde(skip)]
     AttentionBlock(AttentionBlock),
+    /// `x {B, T, I}`, and of each layer `c0? {B, H}, h0? {B, H}, wi, wh, b?, mask?, gamma? {H},
+    /// beta? {H}` → `seq {B, T, H}` of the last layer, and of each `c {B, H}, h {B, H}`, a GRU's c
+    /// left out: recurrent layers, which the engine makes of their ops
+    #[serde(skip)]
+    RecurrentStack(RecurrentStack),
     /// `x {B, S, H, D}, positions s32 {B, S}, {S} or {}` → `x`'s shape
     Rope(Rope),
     /// `x {…, D}, gate {D, F}, up {D, F}, down {F, D}, residual? {…, D}` → `{…, D}`
@@ -137,6 +142,7 @@ impl Op {
             Op::SelectiveScan(_) => "selective_scan",
             Op::MambaBlock(_) => "mamba_block",
             Op::AttentionBlock(_) => "attention_block",
+            Op::RecurrentStack(_) => "recurrent_stack",
             Op::Rope(_) => "rope",
             Op::GatedMlp(_) => "gated_mlp",
             Op::Embedding(_) => "embedding",

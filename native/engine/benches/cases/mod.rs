@@ -18,13 +18,15 @@ pub struct Case {
     pub inputs: Vec<Option<Input>>,
     /// How many calls with this case's inputs in a row are one figure: the layers of a net.
     pub layers: usize,
+    /// Whether a layer norm of x, with gamma and beta of these, comes before each call.
+    pub norm: Option<[Input; 2]>,
     /// The output that is asked for of the last call: a small one where there is one.
     pub output: usize,
 }
 
 impl Case {
     fn new(name: impl Into<String>, op: Op, inputs: Vec<Option<Input>>) -> Self {
-        Case { name: name.into(), op, inputs, layers: 1, output: 0 }
+        Case { name: name.into(), op, inputs, layers: 1, norm: None, output: 0 }
     }
 
     pub fn tensors(&self, device: &Device) -> Vec<Option<Tensor>> {
@@ -81,6 +83,13 @@ fn recurrent(gates: usize, dtype: DType, [b, t, h, layers]: [usize; 4]) -> Case 
     let op = if gates == 4 { Op::Lstm(attrs) } else { Op::Gru(attrs) };
     let name = format!("{kind}/{}-b{b}t{t}i{h}h{h}l{layers}", long_name(dtype));
     Case { layers, output: 1, ..Case::new(name, op, inputs) }
+}
+
+/// The same, with a layer norm before each layer.
+fn normed(case: Case) -> Case {
+    let Some((dtype, shape, _)) = &case.inputs[0] else { return case };
+    let affine = [0.5, 0.0].map(|low| (*dtype, vec![shape[2]], [low, low + 1.0]));
+    Case { name: format!("{}-norm", case.name), norm: Some(affine), ..case }
 }
 
 fn attention(name: &str, dtype: DType, [b, hq, hkv, sq, sk, d]: [usize; 6]) -> Case {
@@ -217,6 +226,9 @@ pub fn cases() -> Vec<Case> {
                 [32, 512, 1024, 1],
             ] {
                 cases.push(recurrent(gates, dtype, shape));
+            }
+            for shape in [[1, 60, 512, 2], [1, 1, 512, 1], [1, 1, 256, 2]] {
+                cases.push(normed(recurrent(gates, dtype, shape)));
             }
         }
     }

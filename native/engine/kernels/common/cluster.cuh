@@ -1,27 +1,29 @@
-// Clusters of CLUSTER blocks, which read and write each other's shared memory; from sm_90 on. Before,
-// a cluster is one block.
+// The barrier of a cluster's blocks (sm_90); before, a cluster is one block. Where CLUSTER says how many
+// blocks these are, they also write to each other's shared memory.
 #pragma once
 
 #include "common/types.cuh"
 
-#if __CUDA_ARCH__ < 900
-#undef CLUSTER
-#define CLUSTER 1
-#endif
 __device__ __forceinline__ void cluster_arrive() {
-#if CLUSTER > 1
+#if __CUDA_ARCH__ >= 900
     asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
 #endif
 }
 
 // The barrier of threads that have arrived; it orders what they have written, to each other as well.
 __device__ __forceinline__ void cluster_wait() {
-#if CLUSTER > 1
+#if __CUDA_ARCH__ >= 900
     asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 #else
     __syncthreads();
 #endif
 }
+
+#ifdef CLUSTER
+#if __CUDA_ARCH__ < 900
+#undef CLUSTER
+#define CLUSTER 1
+#endif
 
 // `value` to where `to`, of shared memory, lies in the block `rank`.
 __device__ __forceinline__ void hand(f32* to, u32 rank, f32 value) {
@@ -34,3 +36,4 @@ __device__ __forceinline__ void hand(f32* to, u32 rank, f32 value) {
     *to = value;
 #endif
 }
+#endif

@@ -32,37 +32,43 @@ template <class S> __device__ __forceinline__ Affine affine(const Prologue<S>& p
     return a;
 }
 
-// The sum over the threads of a block that share `threadIdx.x % ROWS`, in each of them. `scratch`
-// holds WARPS · ROWS values; two sums in a row need two of them.
-template <int ROWS, int WARPS> __device__ __forceinline__ f32 share_sum(f32 x, f32* scratch) {
+// The sum over the threads of a block that share `threadIdx.x % COUNT`, in each of them. `scratch`
+// holds WARPS · COUNT values; two sums in a row need two of them.
+template <int COUNT, int WARPS> __device__ __forceinline__ f32 share_sum(f32 x, f32* scratch) {
 #pragma unroll
-    for (int lane = WARP / 2; lane >= ROWS; lane >>= 1) x += __shfl_xor_sync(~0u, x, lane);
+    for (int lane = WARP / 2; lane >= COUNT; lane >>= 1) x += __shfl_xor_sync(~0u, x, lane);
     const int lane = threadIdx.x % WARP;
-    if (lane < ROWS) scratch[threadIdx.x / WARP * ROWS + lane] = x;
+    if (lane < COUNT) scratch[threadIdx.x / WARP * COUNT + lane] = x;
     __syncthreads();
     f32 sum = 0.f;
 #pragma unroll
-    for (int w = 0; w < WARPS; w++) sum += scratch[w * ROWS + lane % ROWS];
+    for (int w = 0; w < WARPS; w++) sum += scratch[w * COUNT + lane % COUNT];
     return sum;
 }
 
-// Normalises the rows of k values at xs[i · ROWS + row], which the whole block has written and
-// synchronised; what lies behind them stays as it is. `first` is `affine` at threadIdx.x / ROWS,
-// `scratch` holds 3 · WARPS · ROWS values. A thread stays on one row, and neighbours on neighbouring
-// addresses. Ends synchronised.
-template <int ROWS, int WARPS, class S>
-__device__ __forceinline__ void normalise(const Prologue<S>& p, Affine first, f32* xs, int k,
-                                          f32* scratch) {
+// What a row's values are shifted by and multiplied with: y = (x - mean - shift) * scale.
+struct Scale {
+    f32 mean, shift, scale;
+
+    __device__ __forceinline__ f32 apply(f32 x, Affine a) const {
+        return fmaf((x - mean - shift) * scale, a.gamma, a.beta);
+    }
+};
+
+// Of the rows of k values at xs[i · COUNT + row], which the whole block has written and synchronised;
+// each thread gets its own row's. `scratch` holds 3 · WARPS · COUNT values.
+template <int COUNT, int WARPS, class S>
+__device__ __forceinline__ Scale scale_of(const Prologue<S>& p, const f32* xs, int k, f32* scratch) {
     constexpr int THREADS = WARPS * WARP;
-    static_assert(THREADS % ROWS == 0 && WARP % ROWS == 0, "a thread would change rows");
-    const int tid = threadIdx.x, end = k * ROWS;
+    static_assert(THREADS % COUNT == 0 && WARP % COUNT == 0, "a thread would change rows");
+    const int tid = threadIdx.x, end = k * COUNT;
     const f32 width = (f32)k;
     f32 mean = 0.f;
     if (p.centred) {
         f32 sum = 0.f;
 #pragma unroll 2
         for (int i = tid; i < end; i += THREADS) sum += xs[i];
-        mean = share_sum<ROWS, WARPS>(sum, scratch) / width;
+        mean = share_sum<COUNT, WARPS>(sum, scratch) / width;
     }
     f32 squares = 0.f, rest = 0.f;
 #pragma unroll 2
@@ -72,13 +78,21 @@ __device__ __forceinline__ void normalise(const Prologue<S>& p, Affine first, f3
         rest += d;
     }
     const f32 shift =
-        p.centred ? share_sum<ROWS, WARPS>(rest, scratch + WARPS * ROWS) / width : 0.f;
+        p.centred ? share_sum<COUNT, WARPS>(rest, scratch + WARPS * COUNT) / width : 0.f;
     const f32 variance =
-        share_sum<ROWS, WARPS>(squares, scratch + 2 * WARPS * ROWS) / width - shift * shift;
-    const f32 scale = 1.f / sqrtf(variance + p.epsilon);
-    for (int i = tid; i < end; i += THREADS) {
-        const Affine a = i == tid ? first : affine(p, i / ROWS, k);
-        xs[i] = fmaf((xs[i] - mean - shift) * scale, a.gamma, a.beta);
-    }
+        share_sum<COUNT, WARPS>(squares, scratch + 2 * WARPS * COUNT) / width - shift * shift;
+    return Scale{mean, shift, 1.f / sqrtf(variance + p.epsilon)};
+}
+
+// Normalises those rows; what lies behind them stays as it is. `first` is `affine` at
+// threadIdx.x / COUNT. A thread stays on one row, and neighbours on neighbouring addresses. Ends
+// synchronised.
+template <int COUNT, int WARPS, class S>
+__device__ __forceinline__ void normalise(const Prologue<S>& p, Affine first, f32* xs, int k,
+                                          f32* scratch) {
+    const Scale scale = scale_of<COUNT, WARPS>(p, xs, k, scratch);
+    const int tid = threadIdx.x;
+    for (int i = tid; i < k * COUNT; i += WARPS * WARP)
+        xs[i] = scale.apply(xs[i], i == tid ? first : affine(p, i / COUNT, k));
     __syncthreads();
 }

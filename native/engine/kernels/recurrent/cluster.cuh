@@ -21,13 +21,28 @@ struct Place {
     u32 rank, ranks; // in the cluster
     int unit0, row0, rows;
 
-    __device__ __forceinline__ explicit Place(const Layer& p) {
+    // In the cluster that has these rows of the batch; else as the grid has them in order.
+    __device__ __forceinline__ Place(const Layer& p, int first_row) : row0(first_row) {
         asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
         asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(ranks));
         unit0 = rank * WARP; // a block has a unit for each lane
-        row0 = blockIdx.x / ranks * p.share;
         rows = min(p.share, p.batch - row0);
     }
+    __device__ __forceinline__ explicit Place(const Layer& p)
+        : Place(p, blockIdx.x / cluster_blocks() * p.share) {}
+
+  private:
+    static __device__ __forceinline__ u32 cluster_blocks() {
+        u32 blocks;
+        asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(blocks));
+        return blocks;
+    }
+};
+
+// How a layer that stands alone gets its input and what it gives: to nobody but its caller.
+struct Alone : Projected {
+    __device__ __forceinline__ constexpr bool gives() const { return false; }
+    __device__ __forceinline__ void give(int, int, bool, uint4) const {}
 };
 
 // The barriers of the two buffers: `bytes` of h complete a phase.
@@ -50,14 +65,12 @@ struct Arrivals {
     }
     // All of h after `step` is here. One thread then readies the barrier for two steps later.
     __device__ __forceinline__ void wait(int step) const {
-        asm volatile("{\n.reg .pred done;\nagain:\n"
-                     "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-                     "@!done bra again;\n}" ::"r"(barrier(step)), "r"(step >> 1 & 1) : "memory");
+        await_phase(barrier(step), step >> 1 & 1);
         if (threadIdx.x == 0) arm(step);
     }
 };
 
 __device__ __forceinline__ void cluster_sync() {
-    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;"
-                 ::: "memory");
+    cluster_arrive();
+    cluster_wait();
 }

@@ -25,8 +25,20 @@ struct Layer {
     void* exchange; // of a grid: four buffers of h, zeroed before the launch
 };
 
+// Where the input part of a pair's sums comes from: the projection, which is there from the start.
+struct Projected {
+    // Of the pair j of a thread; `frame` is its row's, at the step.
+    __device__ __forceinline__ void ask(f32 (&input)[GATES], const Layer& p, int frame, int unit, int,
+                                        int) const {
+        const f32* from = p.projected + (frame * GATES * p.hidden + unit);
+#pragma unroll
+        for (int g = 0; g < GATES; g++) input[g] = __ldg(from + g * p.hidden);
+    }
+    __device__ __forceinline__ void await(f32 (&)[GATES], int, int) const {}
+};
+
 // The pairs of a unit and a row that one thread finishes: their state, and what comes to them from
-// the projection, AHEAD steps before its use.
+// a source, AHEAD steps before its use.
 template <int PAIRS, int AHEAD> struct Pairs {
     int unit[PAIRS], frame[PAIRS]; // the row's first frame; -1 where there is no such pair
     State state[PAIRS];
@@ -50,11 +62,13 @@ template <int PAIRS, int AHEAD> struct Pairs {
         state[j].h = read_state(p.h, p.state_f32, at);
         if (GATES == 3 && p.b) bias[j] = to_f32(p.b[3 * p.hidden + u]);
     }
-    __device__ __forceinline__ void fetch_first(const Layer& p) {
-        for (int step = 0; step < AHEAD; step++) fetch(p, step);
+    template <class Source = Projected>
+    __device__ __forceinline__ void fetch_first(const Layer& p, const Source& source = Source()) {
+        for (int step = 0; step < AHEAD; step++) fetch(p, step, source);
     }
     // Moves on to the next step, and fetches for the one that is AHEAD.
-    __device__ __forceinline__ void fetch(const Layer& p, int step) {
+    template <class Source = Projected>
+    __device__ __forceinline__ void fetch(const Layer& p, int step, const Source& source = Source()) {
         const int t = p.reverse ? p.steps - 1 - step : step;
 #pragma unroll
         for (int j = 0; j < PAIRS; j++) {
@@ -65,14 +79,14 @@ template <int PAIRS, int AHEAD> struct Pairs {
                 for (int g = 0; g < GATES; g++) input[a - 1][j][g] = input[a][j][g];
             }
             if (frame[j] < 0 || step >= p.steps) continue;
-            const f32* from = p.projected + ((frame[j] + t) * GATES * p.hidden + unit[j]);
-#pragma unroll
-            for (int g = 0; g < GATES; g++) input[AHEAD - 1][j][g] = __ldg(from + g * p.hidden);
+            source.ask(input[AHEAD - 1][j], p, frame[j] + t, unit[j], step, j);
             if (p.mask) kept[AHEAD - 1][j] = p.mask[frame[j] + t];
         }
     }
-    __device__ __forceinline__ Sums sums(int j) const {
-        const f32(&x)[GATES] = input[0][j];
+    template <class Source = Projected>
+    __device__ __forceinline__ Sums sums(int j, int step = 0, const Source& source = Source()) {
+        f32(&x)[GATES] = input[0][j];
+        if (frame[j] >= 0) source.await(x, step, j);
         return Sums{{x[0], x[1], x[2], GATES == 4 ? x[GATES - 1] : bias[j]}};
     }
     __device__ __forceinline__ void write_seq(const Layer& p, int step) const {

@@ -4,9 +4,16 @@
 // h: so a block reads whole lines of the weights, and there are blocks for every multiprocessor. All
 // of a thread's loads are under way before x and h are there. The blocks' sums go to the first of
 // the cluster, which finishes the units.
+//
+// It may begin early. Then a kernel behind it may have any place on a multiprocessor that a block of
+// this one leaves, while the rest of the cluster is at work. So none ends before all that was sent
+// within the cluster has arrived, as shared memory of other blocks demands: a block whose sums were
+// still on their way would be gone, and its place another kernel's.
 
 #include "common/async.cuh"
+#include "common/early.cuh"
 #include "common/wide.cuh"
+#include "norm/prologue.cuh"
 #include "recurrent/gates.cuh"
 #include "recurrent/remote.cuh"
 #include "recurrent/step.cuh"
@@ -40,8 +47,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) step_cluster(const Step p)
         asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bar),
                      "r"((u32)(ranks * 4 * UNITS * 4)) : "memory");
     }
-    // The barrier is waited for by those who send, at the end.
-    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+    // It is waited for by those who send, at the end.
+    cluster_arrive();
+    let_next_begin();
 
     const int total = p.input + p.hidden;
     const int share = (total + ranks - 1) / ranks; // of the reduction
@@ -70,6 +78,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) step_cluster(const Step p)
         }
     };
     fetch(first);
+    const Affine mine = affine(p.norm, begin + tid, min(end, p.input));
 
     // A thread of the first block finishes one unit. What it needs for that is under way, too.
     const int my_unit = unit0 + tid;
@@ -77,13 +86,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) step_cluster(const Step p)
     State old = {0.f, 0.f};
     Sums s = {};
     bool kept = false;
-    if (finishes) {
-        if (p.b) {
+    if (finishes && p.b) {
 #pragma unroll
-            for (int i = 0; i < 4; i++)
-                if (!p.projected || (GATES == 3 && i == 3))
-                    s.at[i] = to_f32(p.b[i * p.hidden + my_unit]);
-        }
+        for (int i = 0; i < 4; i++)
+            if (!p.projected || (GATES == 3 && i == 3)) s.at[i] = to_f32(p.b[i * p.hidden + my_unit]);
+    }
+    await_previous();
+    if (finishes) {
         if (GATES == 4) old.c = read_state(p.c, p.in_f32, my_unit);
         old.h = read_state(p.h, p.in_f32, my_unit);
         kept = p.mask && p.mask[0];
@@ -93,9 +102,19 @@ extern "C" __global__ void __launch_bounds__(THREADS) step_cluster(const Step p)
         }
     }
 
-    for (int i = begin + tid; i < end; i += THREADS)
+    // A norm is of all of x, whatever the block multiplies of it.
+    const bool normed = NORM && begin < p.input;
+    const int last = normed ? max(end, p.input) : end;
+    for (int i = (normed ? 0 : begin) + tid; i < last; i += THREADS)
         xs[i] = i < p.input ? to_f32(p.x[i]) : read_state(p.h, p.in_f32, i - p.input);
     __syncthreads();
+    if (normed) {
+        const Scale scale = scale_of<1, WARPS>(p.norm, xs, p.input, &part[0][0][0]);
+        const int of_x = min(end, p.input);
+        for (int i = begin + tid; i < of_x; i += THREADS)
+            xs[i] = scale.apply(xs[i], i == begin + tid ? mine : affine(p.norm, i, of_x));
+        __syncthreads();
+    }
 
     f32 sum[WIDE] = {};
     for (int k = first;; k += DEPTH * STRIDE) {
@@ -119,7 +138,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) step_cluster(const Step p)
         for (int v = 0; v < WIDE; v++) part[warp][slot][lane % LANES * WIDE + v] = sum[v];
     }
     __syncthreads();
-    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+    cluster_wait();
     if (tid < UNITS) { // four sums of a slot each
         float4 v = make_float4(0.f, 0.f, 0.f, 0.f);
 #pragma unroll
@@ -135,18 +154,18 @@ extern "C" __global__ void __launch_bounds__(THREADS) step_cluster(const Step p)
         send(true, at + distance, bar + distance,
              make_uint4(__float_as_uint(v.x), __float_as_uint(v.y), __float_as_uint(v.z),
                         __float_as_uint(v.w)));
+        if (rank == 0) await_phase(bar, 0);
     }
-    if (rank != 0 || tid >= UNITS) return;
-    asm volatile("{\n.reg .pred done;\nagain:\n"
-                 "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], 0;\n"
-                 "@!done bra again;\n}" ::"r"(bar) : "memory");
-    if (!finishes) return;
-    for (u32 r = 0; r < ranks; r++) {
+    cluster_arrive(); // the first block's, once it has all sums
+    if (finishes) {
+        for (u32 r = 0; r < ranks; r++) {
 #pragma unroll
-        for (int i = 0; i < 4; i++) s.at[i] += sums[r][i][tid];
+            for (int i = 0; i < 4; i++) s.at[i] += sums[r][i][tid];
+        }
+        const State next = kept ? old : advance_by<Accurate>(old, s);
+        p.seq[my_unit] = from_f32<T>(next.h);
+        if (GATES == 4) write_state(p.c_out, p.out_f32, my_unit, next.c);
+        write_state(p.h_out, p.out_f32, my_unit, next.h);
     }
-    const State next = kept ? old : advance_by<Accurate>(old, s);
-    p.seq[my_unit] = from_f32<T>(next.h);
-    if (GATES == 4) write_state(p.c_out, p.out_f32, my_unit, next.c);
-    write_state(p.h_out, p.out_f32, my_unit, next.h);
+    cluster_wait();
 }

@@ -8,12 +8,12 @@ use crate::call::Call;
 use crate::error::Result;
 use crate::spec::DType;
 
-const THREADS: u32 = 256;
+pub(super) const THREADS: u32 = 256;
 /// Bytes of shared memory that the kernels declare themselves, at most.
-const DECLARED: usize = 4096;
+pub(super) const DECLARED: usize = 4096;
 const WARPS: usize = 8;
 /// Hidden units of a block.
-const UNITS: usize = 32;
+pub(super) const UNITS: usize = 32;
 /// Blocks of a cluster, at most.
 const BLOCKS: usize = 16;
 /// The first compute capability with clusters.
@@ -30,7 +30,7 @@ const ROWS: [usize; 4] = [1, 2, 5, 8];
 
 /// What a kernel is compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kernel {
+pub(super) enum Kernel {
     Mma { tiles: usize, columns: usize },
     F32 { width: usize, rows: usize },
 }
@@ -50,13 +50,8 @@ pub(super) struct Cluster {
 
 /// The quickest; none where this GPU has no clusters, or wh does not fit one.
 pub(super) fn choose(props: &Props, layer: &Layer) -> Option<Cluster> {
-    // One block is no cluster, and has no use of one; a second without units costs nothing.
-    let blocks = layer.hidden.div_ceil(UNITS).max(2);
-    if props.clusters == 0 || blocks > BLOCKS {
-        return None;
-    }
-    let at_once = props.clusters as usize * (BLOCKS / blocks.next_power_of_two());
-    let exact = layer.dtype != DType::F32 && layer.state == DType::F32;
+    let (blocks, at_once) = clusters(props, layer.hidden)?;
+    let exact = is_exact(layer);
     let even = layer.batch.div_ceil(at_once);
     let kernels = kernels(layer.dtype, layer.hidden);
     let fitting =
@@ -68,10 +63,23 @@ pub(super) fn choose(props: &Props, layer: &Layer) -> Option<Cluster> {
             let clusters = layer.batch.div_ceil(share);
             Cluster { kernel, blocks, share, clusters, exact }
         })
-        .min_by_key(|c| c.clusters.div_ceil(at_once) * c.clocks())
+        .min_by_key(|c| c.clusters.div_ceil(at_once) * c.kernel.clocks(c.share))
 }
 
-fn kernels(dtype: DType, hidden: usize) -> impl Iterator<Item = Kernel> {
+/// The blocks of a cluster that has so many hidden units, and how many such run at once.
+pub(super) fn clusters(props: &Props, hidden: usize) -> Option<(usize, usize)> {
+    // One block is no cluster, and has no use of one; a second without units costs nothing.
+    let blocks = hidden.div_ceil(UNITS).max(2);
+    let at_once = props.clusters as usize * (BLOCKS / blocks.next_power_of_two().min(BLOCKS));
+    (at_once > 0 && blocks <= BLOCKS).then_some((blocks, at_once))
+}
+
+/// Whether h goes round as the sum of two 16-bit numbers.
+pub(super) fn is_exact(layer: &Layer) -> bool {
+    layer.dtype != DType::F32 && layer.state == DType::F32
+}
+
+pub(super) fn kernels(dtype: DType, hidden: usize) -> impl Iterator<Item = Kernel> {
     let f32 = dtype == DType::F32;
     let width = WIDTHS.into_iter().find(|w| w * WARPS >= hidden);
     let tiles = TILES.into_iter().find(|t| t * 64 >= hidden);
@@ -82,7 +90,7 @@ fn kernels(dtype: DType, hidden: usize) -> impl Iterator<Item = Kernel> {
 }
 
 impl Kernel {
-    fn most_rows(&self, exact: bool) -> usize {
+    pub fn most_rows(&self, exact: bool) -> usize {
         match *self {
             Kernel::Mma { columns, .. } => columns * if exact { 4 } else { 8 },
             Kernel::F32 { rows, .. } => rows,
@@ -102,7 +110,7 @@ impl Kernel {
     }
 
     /// Bytes of shared memory, as the kernels lay it out.
-    fn shared(&self, gates: usize) -> usize {
+    pub fn shared(&self, gates: usize) -> usize {
         match *self {
             Kernel::Mma { tiles, columns } => {
                 let (chunks, width) = (tiles * 2, columns * 8);
@@ -120,28 +128,42 @@ impl Kernel {
     }
 
     fn module(&self, dtype: DType, gates: usize) -> Module {
+        self.module_of(["recurrent/cluster_mma.cu", "recurrent/cluster_f32.cu"], dtype, gates)
+    }
+
+    /// Of the source for tensor cores or of that for f32.
+    pub fn module_of(&self, [mma, f32]: [&'static str; 2], dtype: DType, gates: usize) -> Module {
         let module = |source| Module::of(source, dtype).since(SINCE).define("GATES", gates);
         match *self {
             Kernel::Mma { tiles, columns } => {
-                module("recurrent/cluster_mma.cu").define("TILES", tiles).define("COLUMNS", columns)
+                module(mma).define("TILES", tiles).define("COLUMNS", columns)
             }
-            Kernel::F32 { width, rows } => module("recurrent/cluster_f32.cu")
+            Kernel::F32 { width, rows } => module(f32)
                 .define("WIDTH", width)
                 .define("HELD", Self::held(width, rows, gates))
                 .define("ROWS", rows),
         }
     }
-}
 
-impl Cluster {
-    /// Clocks of a step, roughly: fitted to an H200 for the order of the choices only.
-    fn clocks(&self) -> usize {
-        match self.kernel {
-            Kernel::Mma { tiles, columns } => 900 + columns * tiles * 70 + self.share * 60,
-            Kernel::F32 { width, rows } => 1000 + width * rows * 12 + self.share * 60,
+    /// The column of the first row's low part, where h goes round in two.
+    pub fn low(&self, exact: bool) -> usize {
+        match *self {
+            Kernel::Mma { columns, .. } if exact => columns * 4,
+            _ => 0,
         }
     }
 
+    /// Clocks of a step with so many rows, roughly: fitted to an H200 for the order of the choices
+    /// only.
+    pub fn clocks(&self, share: usize) -> usize {
+        match *self {
+            Kernel::Mma { tiles, columns } => 900 + columns * tiles * 70 + share * 60,
+            Kernel::F32 { width, rows } => 1000 + width * rows * 12 + share * 60,
+        }
+    }
+}
+
+impl Cluster {
     pub fn module(&self, layer: &Layer) -> Module {
         self.kernel.module(layer.dtype, layer.gates)
     }
@@ -159,10 +181,7 @@ impl Cluster {
     /// The call's views and workspace are those of `layer`, and the workspace starts with the
     /// projection.
     pub unsafe fn launch(&self, cx: &Context, layer: &Layer, call: &Call) -> Result<()> {
-        let low = match self.kernel {
-            Kernel::Mma { columns, .. } if self.exact => columns * 4,
-            _ => 0,
-        };
+        let low = self.kernel.low(self.exact);
         let mut args = Args::new();
         args.value(Parameters::of(layer, call, self.share, low, 0));
         let function = cx.function(&self.module(layer), "window")?;

@@ -3,7 +3,7 @@
 use super::{
     Context, Module, Props, attention, attention_block, block, conv, convolution, dense, dot,
     elementwise, embedding, index, mlp, norm, order, pad, pooling, recurrent, reduce, rope, sample,
-    scan, shape, solve,
+    scan, shape, solve, stack,
 };
 use crate::call::{Call, Rows};
 use crate::device::{Explanation, Id};
@@ -38,6 +38,7 @@ macro_rules! family {
             Op::SelectiveScan(op) => scan::$function($first, op, $last),
             Op::MambaBlock(op) => block::$function($first, op, $last),
             Op::AttentionBlock(op) => attention_block::$function($first, op, $last),
+            Op::RecurrentStack(op) => stack::$function($first, op, $last),
             Op::Rope(op) => rope::$function($first, op, $last),
             Op::GatedMlp(op) => mlp::$function($first, op, $last),
             Op::Dense(op) => dense::$function($first, op, $last),
@@ -68,13 +69,14 @@ pub fn modules(props: &Props, op: &Op, inputs: Inputs) -> Result<Vec<Module>> {
     family!(modules(props, op, inputs))
 }
 
-/// Whether the op's kernel does what is fused into it.
+/// Whether one launch does an op that was made of several.
 pub fn fuses(props: &Props, op: &Op, inputs: Inputs) -> bool {
     match op {
         Op::Dense(attrs) => dense::fuses(props, attrs, inputs),
         Op::Lstm(_) | Op::Gru(_) => recurrent::fuses(props, op, inputs),
         Op::MambaBlock(attrs) => block::fuses(props, attrs, inputs),
         Op::AttentionBlock(attrs) => attention_block::fuses(props, attrs, inputs),
+        Op::RecurrentStack(attrs) => stack::fuses(props, attrs, inputs),
         _ => false,
     }
 }
@@ -99,6 +101,7 @@ pub fn is_warm(props: &Props, op: &Op, inputs: Inputs) -> Result<bool> {
         Op::Dense(op) => dense::is_warm(props, op, inputs),
         Op::GatedMlp(op) => mlp::is_warm(props, op, inputs),
         Op::Lstm(_) | Op::Gru(_) => recurrent::is_warm(props, op, inputs),
+        Op::RecurrentStack(op) => stack::is_warm(props, op, inputs),
         _ => Ok(true),
     }
 }
@@ -109,6 +112,7 @@ pub fn workspace(props: &Props, op: &Op, inputs: Inputs) -> Result<usize> {
         Op::Reduce(_) => reduce::workspace(props, op, inputs),
         Op::FlashAttention(op) => attention::workspace(props, op, inputs),
         Op::Lstm(_) | Op::Gru(_) => recurrent::workspace(props, op, inputs),
+        Op::RecurrentStack(op) => stack::workspace(props, op, inputs),
         Op::SelectiveScan(op) => scan::workspace(props, op, inputs),
         Op::GatedMlp(op) => mlp::workspace(props, op, inputs),
         Op::Dot(op) => dot::workspace(props, op, inputs),
@@ -172,6 +176,7 @@ pub fn all_modules() -> Vec<Module> {
         solve::all_modules(),
         norm::all_modules(),
         recurrent::all_modules(),
+        stack::all_modules(),
         super::runner::all_modules(),
     ]
     .concat()

@@ -43,6 +43,7 @@ mod search;
 mod shape;
 mod solve;
 pub mod sources;
+mod stack;
 pub mod stream;
 pub mod survey;
 pub mod trial;

@@ -8,6 +8,7 @@ use super::linear::Linear;
 use super::modules::Module;
 use super::norm::{Prologue, explain_prologue};
 use super::props::Props;
+use super::trial::Trial;
 use super::window::{self, Window};
 use crate::call::Call;
 use crate::device::Explanation;
@@ -29,9 +30,9 @@ const STEP_LEAST: usize = 32;
 const STEP_SPAN: usize = 4096;
 /// Below so many steps a launch for each is quicker than a projection and what it takes to set a
 /// window up.
-const WINDOW_STEPS: usize = 4;
+pub(super) const WINDOW_STEPS: usize = 4;
 /// The most memory that x · wi may take for a whole window.
-const PROJECTION_LIMIT: usize = 1 << 30;
+pub(super) const PROJECTION_LIMIT: usize = 1 << 30;
 /// Rows of x from which the step kernel, which takes eight at a time, is left far behind by tiles.
 const PROJECTED_ROWS: usize = 64;
 
@@ -56,7 +57,7 @@ pub(super) struct Layer {
 }
 
 impl Layer {
-    fn of(op: &Op, inputs: &[Option<&Spec>]) -> Result<Self> {
+    pub fn of(op: &Op, inputs: &[Option<&Spec>]) -> Result<Self> {
         let (gates, c, h, wi, attrs) = match op {
             Op::Lstm(attrs) => (4, Some(1), 2, 3, attrs),
             Op::Gru(attrs) => (3, None, 1, 2, attrs),
@@ -110,7 +111,7 @@ impl Layer {
     }
 
     /// The projection with its bias.
-    fn linear(&self, bias: bool) -> Linear {
+    pub fn linear(&self, bias: bool) -> Linear {
         let (product, activation) = (self.projection(), Activation::None);
         Linear { product, bias, residual: false, activation }
     }
@@ -119,10 +120,6 @@ impl Layer {
     pub fn projection_bytes(&self) -> usize {
         let elements = self.batch.saturating_mul(self.steps).saturating_mul(self.hidden);
         elements.saturating_mul(self.gates * 4).saturating_add(255) / 256 * 256
-    }
-
-    fn module(&self, source: &'static str) -> Module {
-        Module::of(source, self.dtype).define("GATES", self.gates)
     }
 
     /// Whether a block of the step kernel holds all of x, of all rows.
@@ -157,13 +154,10 @@ struct StepForm {
 }
 
 impl StepForm {
-    /// `early`: for a launch that may begin before the one ahead has ended, which clusters do not.
+    /// `early`: for a launch that may begin before the one ahead has ended.
     fn of(props: &Props, layer: &Layer, early: bool) -> Self {
         let Layer { batch, input, hidden, .. } = *layer;
-        let module = |source| {
-            let module = layer.module(source);
-            if layer.norm.is_some() { module.define("NORM", 1) } else { module }
-        };
+        let module = |source| step_module(source, layer.dtype, layer.gates, layer.norm.is_some());
         let pack = 16 / layer.dtype.size();
         let whole = hidden.is_multiple_of(pack);
         let groups = hidden.div_ceil(STEP_UNITS);
@@ -172,11 +166,12 @@ impl StepForm {
             groups * blocks <= props.sms as usize && (input + hidden) / blocks >= STEP_LEAST
         };
         let cluster = [8, 4, 2].into_iter().find(cluster);
-        let clusters = props.clusters > 0 && whole && !early && layer.norm.is_none();
+        let late = !early && layer.norm.is_none();
+        let clusters = props.clusters > 0 && whole && (late || props.trials.has(Trial::StepEarly));
         if let (true, 1, Some(cluster)) = (clusters, batch, cluster)
             && input + hidden <= STEP_SPAN
         {
-            let (module, entry) = (layer.module(STEP_CLUSTER).since(9), "step_cluster");
+            let (module, entry) = (module(STEP_CLUSTER).since(9), "step_cluster");
             return StepForm { module, entry, blocks: [groups * cluster, 1, 1], cluster, lanes: 0 };
         }
         // Two lanes read whole 32-byte sectors of a gate's row; one leaves more blocks, which on
@@ -196,6 +191,11 @@ impl StepForm {
         let blocks = [hidden.div_ceil(lanes * width), batch.div_ceil(rows), 1];
         StepForm { module: module(STEP), entry, blocks, cluster: 1, lanes }
     }
+}
+
+fn step_module(source: &'static str, dtype: DType, gates: usize, norm: bool) -> Module {
+    let module = Module::of(source, dtype).define("GATES", gates);
+    if norm { module.define("NORM", 1) } else { module }
 }
 
 enum Plan {
@@ -278,7 +278,11 @@ pub fn explain(props: &Props, op: &Op, inputs: &[Option<&Spec>]) -> Result<Expla
                 true => format!("{why}: a launch a step, after x · wi for all of them"),
                 false => format!("{why}: a launch a step, x · wi in it"),
             };
-            let why = why + explain_prologue(layer.norm);
+            let by = match StepForm::of(props, &layer, true).cluster {
+                1 => String::new(),
+                blocks => format!(", by clusters of {blocks} blocks"),
+            };
+            let why = why + &by + explain_prologue(layer.norm);
             let launches = match projected {
                 true => layer.linear(bias(&layer, inputs)).explain(props)?.2,
                 false => 0,
@@ -346,7 +350,7 @@ pub fn workspace(props: &Props, op: &Op, inputs: &[Option<&Spec>]) -> Result<usi
 }
 
 /// Whether there is a bias.
-fn bias(layer: &Layer, inputs: &[Option<&Spec>]) -> bool {
+pub(super) fn bias(layer: &Layer, inputs: &[Option<&Spec>]) -> bool {
     inputs.get(layer.wi + 2).is_some_and(Option::is_some)
 }
 
@@ -414,7 +418,7 @@ unsafe fn pass_state(cx: &Context, layer: &Layer, call: &Call) -> Result<()> {
 
 /// x · wi + b to the start of the workspace. A GRU's bias is longer than the product is wide: its
 /// last quarter belongs to the recurrent part.
-unsafe fn project(cx: &Context, layer: &Layer, call: &Call) -> Result<()> {
+pub(super) unsafe fn project(cx: &Context, layer: &Layer, call: &Call) -> Result<()> {
     let addr = |i| call.input(i).map_or(0, |v| v.addr);
     let (x, w, bias) = (addr(0), addr(layer.wi), addr(layer.wi + 2));
     let norm = Prologue::default();
@@ -517,9 +521,9 @@ unsafe fn launch_steps(cx: &Context, layer: &Layer, projected: bool, call: &Call
 
 /// As `Layer` in `recurrent/layer.cuh`.
 #[repr(C)]
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Parameters {
-    wh: u64,
+    pub wh: u64,
     b: u64,
     projected: u64,
     c: u64,
@@ -572,9 +576,10 @@ pub fn all_modules() -> Vec<Module> {
     let mut all = Vec::new();
     for dtype in [DType::F32, DType::BF16, DType::F16] {
         for gates in [4, 3] {
-            let step = Module::of(STEP, dtype).define("GATES", gates);
-            all.extend([step.clone(), step.define("NORM", 1)]);
-            all.push(Module::of(STEP_CLUSTER, dtype).since(9).define("GATES", gates));
+            for norm in [false, true] {
+                all.push(step_module(STEP, dtype, gates, norm));
+                all.push(step_module(STEP_CLUSTER, dtype, gates, norm).since(9));
+            }
             all.extend(cluster::all_modules(dtype, gates));
             all.extend(grid::all_modules(dtype, gates));
             all.extend(window::all_modules(dtype, gates));

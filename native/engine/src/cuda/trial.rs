@@ -25,6 +25,11 @@ const NAMES: [(&str, Trial); 3] = [
 pub struct Trials(u32);
 
 impl Trials {
+    /// Just these, whatever the environment names.
+    pub fn only(trials: &[Trial]) -> Self {
+        Self(trials.iter().fold(0, |all, &trial| all | bit(trial)))
+    }
+
     pub(super) fn from_env() -> Result<Self> {
         std::env::var("NITROX_TRIAL").map_or(Ok(Self::default()), |names| Self::parse(&names))
     }
@@ -41,10 +46,6 @@ impl Trials {
         };
         let names = names.split(',').map(str::trim).filter(|name| !name.is_empty());
         names.map(one).try_fold(0, |all, bit| Ok(all | bit?)).map(Self)
-    }
-
-    pub fn of(trials: &[Trial]) -> Self {
-        Trials(trials.iter().fold(0, |all, &trial| all | bit(trial)))
     }
 
     pub fn has(self, trial: Trial) -> bool {
@@ -65,13 +66,13 @@ mod tests {
         assert_eq!(Trials::parse("")?, Trials::default());
         assert!(!Trials::default().has(Trial::StepEarly));
         let two = Trials::parse("attention_block, step_early")?;
-        assert_eq!(two, Trials::of(&[Trial::StepEarly, Trial::AttentionBlock]));
+        assert_eq!(two, Trials::only(&[Trial::StepEarly, Trial::AttentionBlock]));
         assert!(two.has(Trial::AttentionBlock) && two.has(Trial::StepEarly));
         assert!(!two.has(Trial::RecurrentStack));
         let all = Trials::parse("all")?;
         for (name, trial) in NAMES {
             assert!(all.has(trial));
-            assert_eq!(Trials::parse(name)?, Trials(bit(trial)));
+            assert_eq!(Trials::parse(name)?, Trials::only(&[trial]));
         }
         Ok(())
     }

@@ -1,8 +1,8 @@
 //! The rules of `causal_conv1d`, `selective_scan`, the block around them, `rope` and `gated_mlp`.
 
-use super::{Inputs, fused_norm};
+use super::{Inputs, fused_norm, infer};
 use crate::error::{Error, Result};
-use crate::op::{MambaBlock, Rope, SelectiveScan};
+use crate::op::{MambaBlock, RecurrentStack, Rope, SelectiveScan};
 use crate::spec::{DType, Spec};
 
 /// The most frames that a convolution looks at.
@@ -162,6 +162,21 @@ pub(super) fn mamba_block(inputs: &Inputs, attrs: &MambaBlock) -> Result<Vec<Spe
         inputs.expect(state, "state", DType::F32, h.shape())?;
     }
     Ok(vec![x.clone(), frames, h])
+}
+
+pub(super) fn recurrent_stack(inputs: &Inputs, attrs: &RecurrentStack) -> Result<Vec<Spec>> {
+    let layers = attrs.norms.len();
+    let count = 1 + layers.saturating_mul(RecurrentStack::EACH);
+    inputs.count(count, count)?;
+    let (mut x, mut states) = (inputs.get(0, "x")?.clone(), Vec::new());
+    for layer in 0..layers {
+        let own = attrs.inputs_of(layer, Some(&x), inputs.specs);
+        let mut made = infer(&attrs.layer(layer), &own)?;
+        states.extend(made.drain(1..));
+        x = made.swap_remove(0);
+    }
+    states.insert(0, x);
+    Ok(states)
 }
 
 pub(super) fn rope(inputs: &Inputs, attrs: &Rope) -> Result<Vec<Spec>> {

@@ -2,6 +2,8 @@
 
 use serde::Deserialize;
 
+use super::Op;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Activation {
@@ -72,6 +74,50 @@ pub struct Recurrent {
     /// Of x, from [`FusedNorm`]; gamma and beta follow the mask.
     #[serde(skip)]
     pub norm: Option<FusedNorm>,
+}
+
+/// LSTM or GRU layers one upon the other: x of each but the first is the seq of the one before, or a
+/// norm of it. The engine makes it of the layers' nodes; nobody else can.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RecurrentStack {
+    pub lstm: bool,
+    pub reverse: bool,
+    /// Of each layer's x; the first has none.
+    pub norms: Vec<Option<FusedNorm>>,
+}
+
+impl RecurrentStack {
+    /// Inputs of a layer: c0, h0, wi, wh, b, the mask, gamma and beta. A GRU has no c0.
+    pub(crate) const EACH: usize = 8;
+
+    /// A layer as an op of its own.
+    pub(crate) fn layer(&self, layer: usize) -> Op {
+        let norm = self.norms.get(layer).copied().flatten();
+        let attrs = Recurrent { reverse: self.reverse, norm };
+        if self.lstm { Op::Lstm(attrs) } else { Op::Gru(attrs) }
+    }
+
+    /// The inputs of [`RecurrentStack::layer`], of which `x` is the first.
+    pub(crate) fn inputs_of<V: Copy>(
+        &self,
+        layer: usize,
+        x: Option<V>,
+        all: &[Option<V>],
+    ) -> Vec<Option<V>> {
+        let skipped = usize::from(!self.lstm);
+        let at = 1 + layer * Self::EACH;
+        let own = (at + skipped..at + Self::EACH).map(|i| all.get(i).copied().flatten());
+        let mut inputs: Vec<_> = std::iter::once(x).chain(own).collect();
+        if self.norms.get(layer).is_none_or(Option::is_none) {
+            inputs.truncate(inputs.len() - 2);
+        }
+        inputs
+    }
+
+    /// Final states of a layer.
+    pub(crate) fn states(&self) -> usize {
+        if self.lstm { 2 } else { 1 }
+    }
 }
 
 /// Scores are `scale · q·k`, then the soft cap, then the bias, then the masks. Query i stands at

@@ -7,7 +7,7 @@ use nitrox_engine::op::*;
 use nitrox_engine::program::{Feed, Graph, Mode, Options, Output, Program, Ref, Session, Started};
 use nitrox_engine::{DType, Tensor};
 
-use crate::harness::{Builder, DTYPES, Report, cuda, cuda_trying};
+use crate::harness::{Builder, DTYPES, Report, cuda, cuda_with};
 use crate::oracle::{self, Array, Expected};
 
 #[derive(Debug, Clone, Copy)]
@@ -155,7 +155,7 @@ fn check(
 #[test]
 fn a_frame_of_a_layer_of_attention_is_one_launch() {
     let name = "a_frame_of_a_layer_of_attention_is_one_launch";
-    let Some(device) = cuda_trying(name, &[Trial::AttentionBlock]) else { return };
+    let Some(device) = cuda_with(name, &[Trial::AttentionBlock]) else { return };
     let mut report = Report::default();
     for dtype in DTYPES {
         let mut b = Builder::new(&device, dtype);
@@ -173,7 +173,7 @@ fn a_frame_of_a_layer_of_attention_is_one_launch() {
 
 #[test]
 fn layers_of_many_sizes_are_one_launch() {
-    let Some(device) = cuda_trying("layers_of_many_sizes", &[Trial::AttentionBlock]) else {
+    let Some(device) = cuda_with("layers_of_many_sizes", &[Trial::AttentionBlock]) else {
         return;
     };
     let mut report = Report::default();
@@ -199,7 +199,7 @@ fn layers_of_many_sizes_are_one_launch() {
 /// Sizes that the kernel's threads do not divide evenly, many rows, and devices that were not asked to.
 #[test]
 fn layers_that_do_not_fit_stay() {
-    let Some(device) = cuda_trying("layers_that_do_not_fit_stay", &[Trial::AttentionBlock]) else {
+    let Some(device) = cuda_with("layers_that_do_not_fit_stay", &[Trial::AttentionBlock]) else {
         return;
     };
     let mut report = Report::default();
@@ -223,7 +223,7 @@ fn layers_that_do_not_fit_stay() {
 #[test]
 fn a_frame_that_was_prepared_is_the_same() {
     let name = "a_frame_that_was_prepared_is_the_same";
-    let Some(device) = cuda_trying(name, &[Trial::AttentionBlock]) else { return };
+    let Some(device) = cuda_with(name, &[Trial::AttentionBlock]) else { return };
     let s = Sizes { heads: 2, size: 64, inner: 128, context: 4, other: false };
     let mut b = Builder::new(&device, DType::F32);
     let graph = net(&mut b, 2, 1, s);

@@ -14,16 +14,16 @@ pub const DTYPES: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
 
 /// The first GPU, where the tests may use it; else says which test is left out.
 pub fn cuda(test: &str) -> Option<Device> {
-    cuda_trying(test, &[])
+    cuda_with(test, &[])
 }
 
 /// The same with variants that wait for their measurement, whatever `NITROX_TRIAL` names.
-pub fn cuda_trying(test: &str, trials: &[Trial]) -> Option<Device> {
+pub fn cuda_with(test: &str, trials: &[Trial]) -> Option<Device> {
     if std::env::var_os("NITROX_TEST_CUDA").is_none() {
         println!("left out: {test}: NITROX_TEST_CUDA is not set");
         return None;
     }
-    Some(Device::Cuda(Cuda::open_with(0, None, Trials::of(trials)).unwrap()))
+    Some(Device::Cuda(Cuda::open_with(0, None, Trials::only(trials)).unwrap()))
 }
 
 /// The bound on the relative L2 between fused and not: rounding in f32; for the rest the rounding
@@ -173,17 +173,17 @@ impl<'a> Builder<'a> {
 }
 
 /// Runs the graph's ops one by one: outputs and next states.
-fn eager(
+pub fn eager(
     device: &Device,
     graph: &Graph,
     params: &[Tensor],
-    x: &Tensor,
+    inputs: &[Tensor],
     states: &[Tensor],
 ) -> (Vec<Tensor>, Vec<Tensor>) {
     let mut made: Vec<Vec<Tensor>> = Vec::new();
     let get = |made: &Vec<Vec<Tensor>>, r: Ref| match r {
         Ref::Param(i) => params[i].clone(),
-        Ref::Input(_) => x.clone(),
+        Ref::Input(i) => inputs[i].clone(),
         Ref::State(i) => states[i].clone(),
         Ref::Node(n, k) => made[n][k].clone(),
     };
@@ -196,7 +196,7 @@ fn eager(
     (all(&graph.outputs), all(&graph.next_state))
 }
 
-fn done(started: Started) -> Vec<Tensor> {
+pub fn done(started: Started) -> Vec<Tensor> {
     let outputs = match started {
         Started::Done(outputs) => outputs,
         Started::Pending(pending) => pending.wait().unwrap(),
@@ -309,7 +309,8 @@ impl Report {
                 None => program.run(&feeds, Mode::Block),
             };
             let outputs = done(started.unwrap());
-            let (expected, next) = eager(device, &graph, &b.params, &x, &state);
+            let (expected, next) =
+                eager(device, &graph, &b.params, std::slice::from_ref(&x), &state);
             let reference = reference.map(|exact| exact(&graph, &b.params, &x, &state));
             if let Some([exact, _]) = &reference {
                 self.compare_exact(&format!("{what} frame {frame} output"), b, &outputs, exact);

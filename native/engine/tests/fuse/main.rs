@@ -2,7 +2,7 @@
 //! the passes do with a graph is tested where they are written.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-#[allow(dead_code, unused_imports)]
+#[allow(dead_code, unused_imports)] // what other tests take of it
 #[path = "../oracle/mod.rs"]
 mod oracle;
 #[allow(dead_code)]
@@ -13,3 +13,4 @@ mod attention;
 mod harness;
 mod mamba;
 mod norms;
+mod stack;

@@ -1,10 +1,11 @@
+use nitrox_engine::cuda::trial::Trial;
 use nitrox_engine::op::*;
 use nitrox_engine::program::{Graph, Node, Ref};
 use nitrox_engine::{DType, Device, Id, Spec, Tensor, infer};
 use serde::Deserialize;
 use serde::de::value::{Error as Refusal, MapDeserializer};
 
-use crate::harness::{Builder, DTYPES, Report, cuda};
+use crate::harness::{Builder, DTYPES, Report, cuda, cuda_with};
 
 const BATCHES: [usize; 5] = [1, 2, 3, 8, 9];
 const WIDTHS: [usize; 7] = [1, 3, 31, 256, 257, 1000, 2048];
@@ -32,15 +33,20 @@ fn recurrent_states(b: &mut Builder, graph: &Graph) -> Vec<Tensor> {
     shapes.into_iter().map(|shape| b.random(&shape, 0.0, 1.0)).collect()
 }
 
-fn recurrent_programs(name: &str, gates: usize) {
-    let Some(device) = cuda(name) else { return };
+fn recurrent_programs(
+    name: &str,
+    device: &Device,
+    gates: usize,
+    batches: &[usize],
+    widths: &[usize],
+) {
     let mut report = Report::default();
     for dtype in DTYPES {
-        for width in WIDTHS {
-            let mut b = Builder::new(&device, dtype);
+        for &width in widths {
+            let mut b = Builder::new(device, dtype);
             let second = if width <= 257 { width } else { 40 };
             let states = gates - 2;
-            for batch in BATCHES {
+            for &batch in batches {
                 let x = b.reshape(Ref::Input(0), &[batch, 1, FEATURES]);
                 let first = b.recurrent(x, gates, 0, FEATURES, width);
                 let x = b.norm(Ref::Node(first, 0), width, gates == 4);
@@ -68,12 +74,37 @@ fn recurrent_programs(name: &str, gates: usize) {
 
 #[test]
 fn lstm_norm_lstm_norm_dense() {
-    recurrent_programs("lstm_norm_lstm_norm_dense", 4);
+    let name = "lstm_norm_lstm_norm_dense";
+    let Some(device) = cuda(name) else { return };
+    recurrent_programs(name, &device, 4, &BATCHES, &WIDTHS);
 }
 
 #[test]
 fn gru_norm_gru_norm_dense() {
-    recurrent_programs("gru_norm_gru_norm_dense", 3);
+    let name = "gru_norm_gru_norm_dense";
+    let Some(device) = cuda(name) else { return };
+    recurrent_programs(name, &device, 3, &BATCHES, &WIDTHS);
+}
+
+/// Layers whose steps are clusters', one upon the other, each with the norm of the one before. Of
+/// width 1000 the norm is of more values than a block has threads, and than it multiplies.
+#[test]
+fn steps_by_clusters_that_begin_early() {
+    let name = "steps_by_clusters_that_begin_early";
+    let Some(device) = cuda_with(name, &[Trial::StepEarly]) else { return };
+    let specs = [&[1, 1, 256][..], &[1, 256], &[256, 768], &[256, 768]]
+        .map(|shape| Spec::new(DType::F32, shape).unwrap());
+    let inputs = specs.iter().map(Some).collect::<Vec<_>>();
+    let op = Op::Gru(Recurrent { reverse: false, norm: None });
+    let why = device.explain(&op, &inputs).unwrap().why;
+    if !why.contains("by clusters of") {
+        // As is right where the card has none: `NITROX_CLUSTERS=0`.
+        let Device::Cuda(cuda) = &device else { panic!("{device:?}") };
+        assert_eq!(cuda.props().clusters, 0, "{why}");
+    }
+    for gates in [3, 4] {
+        recurrent_programs(name, &device, gates, &[1, 2], &[8, 40, 256, 1000]);
+    }
 }
 
 #[test]
