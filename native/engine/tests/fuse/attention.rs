@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use nitrox_engine::cuda::Trial;
 use nitrox_engine::op::*;
 use nitrox_engine::program::{Feed, Graph, Mode, Options, Output, Program, Ref, Session, Started};
-use nitrox_engine::{DType, Tensor};
+use nitrox_engine::{DType, Spec, Tensor};
 
 use crate::harness::{Builder, DTYPES, Report, cuda, cuda_with};
 use crate::oracle::{self, Array, Expected};
@@ -162,6 +162,7 @@ fn a_frame_of_a_layer_of_attention_is_one_launch() {
         check(&mut report, &mut b, [2, 1, 0, 3], BACKBONE, 1);
         let mut b = Builder::new(&device, dtype);
         check(&mut report, &mut b, [1, 3, 58, 3], BACKBONE, 1);
+        check(&mut report, &mut b, [1, 8, 70, 1], BACKBONE, 1);
         let mut b = Builder::new(&device, dtype);
         let s = Sizes { heads: 2, size: 64, inner: 128, context: 3, other: true };
         check(&mut report, &mut b, [1, 2, 0, 8], s, 1);
@@ -189,7 +190,7 @@ fn layers_of_many_sizes_are_one_launch() {
         for dtype in DTYPES {
             let mut b = Builder::new(&device, dtype);
             let number = b.below(3 * s.context);
-            let batch = 1 + b.below(8);
+            let batch = 1 + b.below(4);
             check(&mut report, &mut b, [1, batch, number, 1], s, 1);
         }
     }
@@ -217,6 +218,34 @@ fn layers_that_do_not_fit_stay() {
     let plain = cuda("layers_that_do_not_fit_stay").unwrap();
     apart(&mut report, &plain, DType::F32, 1, small, 7);
     report.finish("attention without");
+}
+
+#[test]
+fn a_layer_says_what_it_does_and_refuses_what_it_cannot() {
+    let name = "a_layer_says_what_it_does_and_refuses_what_it_cannot";
+    let Some(device) = cuda_with(name, &[Trial::AttentionBlock]) else { return };
+    let explain = |rows| {
+        let Sizes { heads, size, inner, context, .. } = BACKBONE;
+        let width = heads * size;
+        let norm = FusedNorm { centred: false, epsilon: 1e-5 };
+        let rope = Rope { base: 1e4, scale: 1.0, dims: None, interleaved: false };
+        let activation = Activation::Gelu;
+        let block = AttentionBlock { norm, ffn_norm: norm, activation, rope, scale: 0.125 };
+        let spec = |shape: &[usize]| Some(Spec::new(DType::F32, shape).unwrap());
+        let whole = |shape: &[usize]| Some(Spec::new(DType::S32, shape).unwrap());
+        let mut inputs = vec![spec(&[rows, 1, width])];
+        inputs.extend([[width, 3 * width], [width, width], [width, inner]].map(|s| spec(&s)));
+        inputs.extend([None, spec(&[inner, width]), None]);
+        inputs.extend([spec(&[2, rows, context, heads, size]), whole(&[3]), whole(&[])]);
+        inputs.extend([spec(&[width]), None, spec(&[width]), None]);
+        let inputs: Vec<_> = inputs.iter().map(Option::as_ref).collect();
+        device.explain(&Op::AttentionBlock(block), &inputs)
+    };
+    let explanation = explain(8).unwrap();
+    assert_eq!((explanation.variant, explanation.launches), ("cluster", 1));
+    let why = "16 blocks a row of the batch, 4 a head, with the RMS norm of x in its prologue";
+    assert!(explanation.why.ends_with(why), "{}", explanation.why);
+    assert_eq!(explain(9).unwrap_err().reason(), "internal");
 }
 
 /// A run that is made for nobody writes the ring where the next one does, and changes nothing.
