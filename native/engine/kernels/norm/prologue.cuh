@@ -46,19 +46,11 @@ template <int COUNT, int WARPS> __device__ __forceinline__ f32 share_sum(f32 x, 
     return sum;
 }
 
-// What a row's values are shifted by and multiplied with: y = (x - mean - shift) * scale.
-struct Scale {
-    f32 mean, shift, scale;
-
-    __device__ __forceinline__ f32 apply(f32 x, Affine a) const {
-        return fmaf((x - mean - shift) * scale, a.gamma, a.beta);
-    }
-};
-
-// Of the rows of k values at xs[i · COUNT + row], which the whole block has written and synchronised;
-// each thread gets its own row's. `scratch` holds 3 · WARPS · COUNT values.
+// As `normalise`, of the values from `from` to `to` alone: those the block multiplies. The scale is that
+// of all k. `first` is `affine` at from + threadIdx.x / COUNT.
 template <int COUNT, int WARPS, class S>
-__device__ __forceinline__ Scale scale_of(const Prologue<S>& p, const f32* xs, int k, f32* scratch) {
+__device__ __forceinline__ void normalise_part(const Prologue<S>& p, Affine first, f32* xs, int k,
+                                               int from, int to, f32* scratch) {
     constexpr int THREADS = WARPS * WARP;
     static_assert(THREADS % COUNT == 0 && WARP % COUNT == 0, "a thread would change rows");
     const int tid = threadIdx.x, end = k * COUNT;
@@ -81,18 +73,21 @@ __device__ __forceinline__ Scale scale_of(const Prologue<S>& p, const f32* xs, i
         p.centred ? share_sum<COUNT, WARPS>(rest, scratch + WARPS * COUNT) / width : 0.f;
     const f32 variance =
         share_sum<COUNT, WARPS>(squares, scratch + 2 * WARPS * COUNT) / width - shift * shift;
-    return Scale{mean, shift, 1.f / sqrtf(variance + p.epsilon)};
+    const f32 scale = 1.f / sqrtf(variance + p.epsilon);
+    const int begin = from * COUNT + tid;
+    for (int i = begin; i < to * COUNT; i += THREADS) {
+        const Affine a = i == begin ? first : affine(p, i / COUNT, k);
+        xs[i] = fmaf((xs[i] - mean - shift) * scale, a.gamma, a.beta);
+    }
+    __syncthreads();
 }
 
-// Normalises those rows; what lies behind them stays as it is. `first` is `affine` at
-// threadIdx.x / COUNT. A thread stays on one row, and neighbours on neighbouring addresses. Ends
-// synchronised.
+// Normalises the rows of k values at xs[i · COUNT + row], which the whole block has written and
+// synchronised; what lies behind them stays as it is. `first` is `affine` at threadIdx.x / COUNT,
+// `scratch` holds 3 · WARPS · COUNT values. A thread stays on one row, and neighbours on neighbouring
+// addresses. Ends synchronised.
 template <int COUNT, int WARPS, class S>
 __device__ __forceinline__ void normalise(const Prologue<S>& p, Affine first, f32* xs, int k,
                                           f32* scratch) {
-    const Scale scale = scale_of<COUNT, WARPS>(p, xs, k, scratch);
-    const int tid = threadIdx.x;
-    for (int i = tid; i < k * COUNT; i += WARPS * WARP)
-        xs[i] = scale.apply(xs[i], i == tid ? first : affine(p, i / COUNT, k));
-    __syncthreads();
+    normalise_part<COUNT, WARPS>(p, first, xs, k, 0, k, scratch);
 }

@@ -164,10 +164,10 @@ struct Normed {
         }
         const f32 shift = norm.centred ? warp_sum(rest) / (f32)width : 0.f;
         const f32 variance = warp_sum(squares) / (f32)width - shift * shift;
-        const Scale scale = {mean, shift, 1.f / sqrtf(variance + norm.epsilon)};
+        const f32 scale = 1.f / sqrtf(variance + norm.epsilon);
 #pragma unroll 4
         for (int k = lane; k < width; k += WARP)
-            put(k, scale.apply(get(k), Affine{gamma[k], beta[k]}));
+            put(k, fmaf((get(k) - mean - shift) * scale, gamma[k], beta[k]));
     }
 };
 

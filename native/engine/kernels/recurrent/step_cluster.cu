@@ -108,13 +108,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) step_cluster(const Step p)
     for (int i = (normed ? 0 : begin) + tid; i < last; i += THREADS)
         xs[i] = i < p.input ? to_f32(p.x[i]) : read_state(p.h, p.in_f32, i - p.input);
     __syncthreads();
-    if (normed) {
-        const Scale scale = scale_of<1, WARPS>(p.norm, xs, p.input, &part[0][0][0]);
-        const int of_x = min(end, p.input);
-        for (int i = begin + tid; i < of_x; i += THREADS)
-            xs[i] = scale.apply(xs[i], i == begin + tid ? mine : affine(p.norm, i, of_x));
-        __syncthreads();
-    }
+    if (normed)
+        normalise_part<1, WARPS>(p.norm, mine, xs, p.input, begin, min(end, p.input),
+                                 &part[0][0][0]);
 
     f32 sum[WIDE] = {};
     for (int k = first;; k += DEPTH * STRIDE) {
