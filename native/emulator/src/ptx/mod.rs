@@ -5,6 +5,7 @@
 //! parse.rs               a module: its variables, functions and kernels
 //! body.rs                a kernel's registers, labels and scopes
 //! decode*.rs             an opcode and its operands → Op
+//! registers.rs           fewer registers
 //! ```
 
 pub(crate) mod body;
@@ -15,6 +16,7 @@ pub mod instruction;
 mod lexer;
 mod operand;
 mod parse;
+mod registers;
 mod special;
 
 use std::collections::BTreeMap;
