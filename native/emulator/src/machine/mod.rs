@@ -36,7 +36,9 @@ use std::time::{Duration, Instant};
 
 use crate::memory::Memory;
 use crate::ptx::Kernel;
+use crate::ptx::instruction::Instruction;
 use access::trouble;
+pub(crate) use alu::Run;
 use shared::Shared;
 use warp::{State, Stop, Trouble, Warp};
 
@@ -234,6 +236,23 @@ pub fn run_ahead(
     Ok(ranges)
 }
 
+/// The function of each instruction that touches nothing but registers.
+pub(crate) fn functions(code: &[Instruction]) -> Vec<Option<Run>> {
+    match has_instructions() {
+        // SAFETY: the CPU has the instructions.
+        true => code.iter().map(|i| unsafe { alu::function(&i.op) }).collect(),
+        false => vec![None; code.len()],
+    }
+}
+
+/// Whether the CPU has what the machine is compiled for.
+fn has_instructions() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+    #[cfg(not(target_arch = "x86_64"))]
+    true
+}
+
 fn perform(
     kernel: &Kernel,
     launch: &Launch,
@@ -244,8 +263,7 @@ fn perform(
         let message = format!("{}: {what}", kernel.name);
         Err(Fault { kind: FaultKind::Instruction, message })
     };
-    #[cfg(target_arch = "x86_64")]
-    if !is_x86_feature_detected!("avx2") || !is_x86_feature_detected!("fma") {
+    if !has_instructions() {
         return refuse("the emulator needs a CPU with AVX2 and FMA".into());
     }
     let threads = launch.threads.iter().product::<u32>();

@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::access::{self, Copy, LOCAL_WINDOW, SHARED_WINDOW, trouble};
 use super::file::{ALL, File, LANES, lanes};
 use super::shared::{self, Since, Thread};
-use super::{Context, FaultKind, alu, atomic, collective, tensor};
+use super::{Context, FaultKind, atomic, collective, tensor};
 use crate::ptx::Kernel;
 use crate::ptx::instruction::{Op, Space, Special};
 
@@ -219,7 +219,7 @@ impl Warp {
         turn: usize,
         last: bool,
     ) -> Result<Stop, Trouble> {
-        let code = &context.kernel.code[..];
+        let (code, runs) = (&context.kernel.code[..], &context.kernel.runs[..]);
         let Some((mut pc, mut active, mut meets)) = self.pick(last) else {
             return Ok(if self.live == 0 { Stop::Done } else { Stop::Waits });
         };
@@ -246,7 +246,8 @@ impl Warp {
                 None => active,
                 Some(guard) => active & self.file.holds(guard),
             };
-            if alu::run(&mut self.file, mask, &instruction.op) {
+            if let Some(run) = runs[pc] {
+                run(&mut self.file, mask, &instruction.op);
                 pc += 1;
                 continue;
             }

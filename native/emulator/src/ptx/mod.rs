@@ -22,6 +22,7 @@ mod special;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::machine::Run;
 use instruction::{Instruction, Reg, Special};
 
 /// A module's kernels and global variables.
@@ -45,6 +46,8 @@ pub struct Kernel {
     pub local: usize,
     /// Functions first, so that lanes in one of them are ahead of those that wait for them.
     pub code: Vec<Instruction>,
+    /// What those do that touch nothing but registers.
+    pub(crate) runs: Vec<Option<Run>>,
     /// The index in `code` that it starts at.
     pub entry: usize,
     /// Registers a thread has: narrow, wide and predicates.

@@ -8,6 +8,7 @@ use super::instruction::Ty;
 use super::lexer::{self, Kind, Token};
 use super::operand::{Cursor, Operand};
 use super::{Globals, Kernel, Module, registers};
+use crate::machine;
 
 /// A variable's declaration.
 #[derive(Clone, Debug)]
@@ -121,6 +122,7 @@ fn kernel(
         shared: built.shared,
         max_threads: entry.max_threads,
         local: built.local,
+        runs: machine::functions(&built.code),
         code: built.code,
         entry: built.entry,
         registers: built.registers,
