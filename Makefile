@@ -36,8 +36,7 @@ test-archs:
 	@NITROX_TEST_ARCHS=86,89,100,120 .ci/test kernels
 
 test-emulated:
-	@NITROX_SKIP_TESTS='large:: sample::frequencies recurrent::shapes recurrent::windows recurrent::beside_another_process' \
-		.ci/emulate cuda_basic cuda_infra program products faults ops
+	@.ci/emulate
 
 test-nx:
 	@source .ci/setup; MIX_ENV=test mix compile && \

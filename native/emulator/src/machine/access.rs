@@ -1,12 +1,10 @@
 //! Loads, stores and atomics: each address is looked at before anything is touched.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-
-use super::file::{LANES, Value, lanes};
-use super::shared::{Access, word};
+use super::file::{LANES, Value, each, lanes};
+use super::shared::{Access, Thread, place_of, word};
 use super::warp::{Trouble, Warp};
 use super::{Context, FaultKind};
-use crate::ptx::instruction::{Address, AtomOp, Reg, Space, Ty};
+use crate::ptx::instruction::{Address, Reg, Space, Ty};
 
 /// Where shared and local memory lie among generic addresses: far from what a process has.
 pub const SHARED_WINDOW: u64 = 1 << 56;
@@ -15,7 +13,7 @@ pub const LOCAL_WINDOW: u64 = 1 << 57;
 /// is a block's own.
 pub const BLOCK_WINDOW: u64 = 1 << 24;
 
-type Done = Result<(), Trouble>;
+pub type Done = Result<(), Trouble>;
 
 pub fn trouble(kind: FaultKind, lane: usize, what: String) -> Trouble {
     Trouble { kind, lane, what }
@@ -55,7 +53,7 @@ unsafe fn write(address: u64, size: usize, bits: u64) {
     }
 }
 
-fn extend(bits: u64, ty: Ty) -> u64 {
+pub fn extend(bits: u64, ty: Ty) -> u64 {
     match ty {
         Ty::S8 => bits as i8 as u64,
         Ty::S16 => bits as i16 as u64,
@@ -66,17 +64,25 @@ fn extend(bits: u64, ty: Ty) -> u64 {
 
 impl Context<'_> {
     /// Checks that all lanes' `bytes` lie in what is allocated, aligned.
+    #[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2,fma"))]
     pub fn check(&mut self, addresses: &[u64; LANES], mask: u32, bytes: usize) -> Done {
-        let (mut low, mut high, mut bits) = (u64::MAX, 0, 0);
-        for (lane, &at) in addresses.iter().enumerate() {
-            let here = mask >> lane & 1 != 0;
-            low = low.min(if here { at } else { u64::MAX });
-            high = high.max(if here { at } else { 0 });
-            bits |= if here { at } else { 0 };
-        }
-        let aligned = bits & (bytes as u64 - 1) == 0;
-        if aligned && (mask == 0 || self.is_inside(low, high.wrapping_add(bytes as u64))) {
+        if mask == 0 {
             return Ok(());
+        }
+        // Mostly all are in one range.
+        let (first, end) = self.range(addresses[mask.trailing_zeros() as usize]);
+        if let Some(last) = (end - first).checked_sub(bytes as u64) {
+            let (mut bits, mut over) = (0, 0);
+            for (lane, &at) in addresses.iter().enumerate() {
+                let here = mask >> lane & 1 != 0;
+                let offset = if here { at.wrapping_sub(first) } else { 0 };
+                bits |= if here { at } else { 0 };
+                // The highest bit is set where the offset is more than the last one, or negative.
+                over |= offset | last.wrapping_sub(offset);
+            }
+            if bits & (bytes as u64 - 1) == 0 && over >> 63 == 0 {
+                return Ok(());
+            }
         }
         for lane in lanes(mask) {
             let at = addresses[lane];
@@ -98,7 +104,7 @@ impl Context<'_> {
         }
     }
 
-    fn is_no_write_ahead(&self, mask: u32) -> Done {
+    pub fn is_no_write_ahead(&self, mask: u32) -> Done {
         if self.ahead.is_none() || mask == 0 {
             return Ok(());
         }
@@ -106,13 +112,19 @@ impl Context<'_> {
         Err(trouble(FaultKind::Race, mask.trailing_zeros() as usize, what))
     }
 
-    fn is_inside(&mut self, low: u64, end: u64) -> bool {
-        if self.ranges.iter().any(|&(first, last)| low >= first && end <= last) {
-            return end > low;
+    /// The range that an address is in, or an empty one.
+    fn range(&mut self, at: u64) -> (u64, u64) {
+        if let Some(&range) = self.ranges.iter().find(|&&(first, end)| at >= first && at < end) {
+            return range;
         }
-        let Some(range) = self.memory.range(low) else { return false };
+        let Some(range) = self.memory.range(at) else { return (0, 0) };
         self.ranges[self.next_range] = range;
-        self.next_range = (self.next_range + 1) % self.ranges.len();
+        self.next_range = self.next_range % (self.ranges.len() - 1) + 1;
+        range
+    }
+
+    fn is_inside(&mut self, low: u64, end: u64) -> bool {
+        let range = self.range(low);
         low >= range.0 && end <= range.1 && end > low
     }
 
@@ -173,20 +185,30 @@ impl Context<'_> {
     ) -> Done {
         let (thread, now) = (warp.thread(lane), self.clock);
         let shared = &mut self.blocks[block].shared;
-        shared.touch(at, bytes, thread, &warp.since, now, access, same).map_err(|other| {
-            let threads = self.launch.threads.iter().product::<u32>();
-            let what = format!(
-                "{access:?} of {bytes} bytes of shared memory, {at:#x} bytes from its start: \
-                 thread {} of the block of rank {} was there with no barrier between",
-                u32::from(other) % threads,
-                u32::from(other) / threads
-            );
-            trouble(FaultKind::Race, lane, what)
-        })
+        let noted = shared.touch(at, bytes, thread, &warp.since, now, access, same);
+        noted.map_err(|other| self.race(lane, access, bytes, at, other))
+    }
+
+    #[cold]
+    pub fn race(
+        &self,
+        lane: usize,
+        access: Access,
+        bytes: usize,
+        at: usize,
+        other: Thread,
+    ) -> Trouble {
+        let (rank, index) = place_of(other);
+        let what = format!(
+            "{access:?} of {bytes} bytes of shared memory, {at:#x} bytes from its start: \
+             thread {index} of the block of rank {rank} was there with no barrier between"
+        );
+        trouble(FaultKind::Race, lane, what)
     }
 }
 
 /// The address of each lane.
+#[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2,fma"))]
 pub fn addresses(warp: &Warp, at: Address) -> [u64; LANES] {
     match at.base {
         None => [at.offset as u64; LANES],
@@ -200,9 +222,24 @@ pub fn addresses(warp: &Warp, at: Address) -> [u64; LANES] {
 }
 
 /// Splits generic addresses by where they lead.
-fn resolve(space: Space, addresses: &mut [u64; LANES], mask: u32) -> [(Space, u32); 3] {
+#[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2,fma"))]
+pub fn resolve(space: Space, addresses: &mut [u64; LANES], mask: u32) -> [(Space, u32); 3] {
     if space != Space::Generic {
         return [(space, mask), (Space::Local, 0), (Space::Shared, 0)];
+    }
+    let (mut any, mut all) = (0, u64::MAX);
+    for (lane, &at) in addresses.iter().enumerate() {
+        let here = mask >> lane & 1 != 0;
+        any |= if here { at } else { 0 };
+        all &= if here { at } else { u64::MAX };
+    }
+    // Mostly all lead to one space.
+    if any < SHARED_WINDOW {
+        return [(Space::Global, mask), (Space::Cluster, 0), (Space::Local, 0)];
+    }
+    if any < LOCAL_WINDOW && all & SHARED_WINDOW != 0 {
+        *addresses = addresses.map(|at| at.wrapping_sub(SHARED_WINDOW));
+        return [(Space::Cluster, mask), (Space::Global, 0), (Space::Local, 0)];
     }
     let (mut global, mut shared, mut local) = (0, 0, 0);
     for lane in lanes(mask) {
@@ -220,6 +257,7 @@ fn resolve(space: Space, addresses: &mut [u64; LANES], mask: u32) -> [(Space, u3
     [(Space::Global, global), (Space::Cluster, shared), (Space::Local, local)]
 }
 
+#[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2,fma"))]
 pub fn load(
     warp: &mut Warp,
     context: &mut Context<'_>,
@@ -238,6 +276,7 @@ pub fn load(
     Ok(())
 }
 
+#[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2,fma"))]
 fn load_from(
     warp: &mut Warp,
     context: &mut Context<'_>,
@@ -263,11 +302,11 @@ fn load_from(
             for (k, &d) in d.iter().enumerate() {
                 if size == 4 && !d.is_wide() {
                     let row = u32::row_mut(&mut warp.file, d);
-                    for lane in lanes(mask) {
+                    each(mask, |lane| {
                         let at = addresses[lane] + 4 * k as u64;
                         // SAFETY: checked above, and aligned to the whole vector.
                         row[lane] = unsafe { read(at, 4) } as u32;
-                    }
+                    });
                     continue;
                 }
                 // SAFETY: as above.
@@ -276,6 +315,9 @@ fn load_from(
             }
         }
         Space::Shared | Space::Cluster => {
+            if let Some(places) = context.own_places(warp, addresses, mask, all) {
+                return context.load_own(warp, &places, mask, ty, d);
+            }
             let mut places = [(0, 0); LANES];
             for lane in lanes(mask) {
                 places[lane] = context.shared_place(warp, lane, addresses[lane], all)?;
@@ -327,15 +369,27 @@ fn load_from(
 ///
 /// # Safety
 /// As for [`read`], at each address and so far behind it.
+#[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2,fma"))]
 unsafe fn gather(addresses: &[u64; LANES], mask: u32, behind: u64, size: usize) -> [u64; LANES] {
     let mut bits = [0; LANES];
-    for lane in lanes(mask) {
-        // SAFETY: the caller's promise.
-        bits[lane] = unsafe { read(addresses[lane] + behind, size) };
+    macro_rules! read_each {
+        ($size:expr) => {
+            each(mask, |lane| {
+                // SAFETY: the caller's promise.
+                bits[lane] = unsafe { read(addresses[lane] + behind, $size) };
+            })
+        };
+    }
+    match size {
+        1 => read_each!(1),
+        2 => read_each!(2),
+        4 => read_each!(4),
+        _ => read_each!(8),
     }
     bits
 }
 
+#[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2,fma"))]
 pub fn store(
     warp: &mut Warp,
     context: &mut Context<'_>,
@@ -346,173 +400,99 @@ pub fn store(
     at: Address,
 ) -> Done {
     let mut addresses = addresses(warp, at);
-    let (size, mut bits) = (ty.bytes(), [[0u64; LANES]; 4]);
-    for (bits, &a) in bits.iter_mut().zip(a) {
-        *bits = warp.file.bits(a);
-    }
-    let (bits, all) = (&bits[..a.len()], size * a.len());
     context.progress = true;
     for (space, mask) in resolve(space, &mut addresses, mask) {
-        match space {
-            _ if mask == 0 => {}
-            Space::Shared | Space::Cluster => {
-                for lane in lanes(mask) {
-                    let place = context.shared_place(warp, lane, addresses[lane], all)?;
-                    let (block, at) = place;
-                    let old = &context.blocks[block].shared;
-                    let same = bits.iter().enumerate().all(|(k, bits)| {
-                        old.load(at + k * size, size) == bits[lane] & (u64::MAX >> (64 - 8 * size))
-                    });
-                    context.touch(warp, lane, place, all, Access::Write, same)?;
-                    let shared = &mut context.blocks[block].shared;
-                    for (k, bits) in bits.iter().enumerate() {
-                        shared.store(at + k * size, size, bits[lane]);
-                    }
-                }
-            }
-            Space::Local => {
-                for lane in lanes(mask) {
-                    let bytes = warp.local(lane, addresses[lane], all)?;
-                    for (k, bits) in bits.iter().enumerate() {
-                        bytes[k * size..(k + 1) * size]
-                            .copy_from_slice(&bits[lane].to_le_bytes()[..size]);
-                    }
-                }
-            }
-            Space::Param => {
-                let what = "a store to a parameter".to_owned();
-                return Err(trouble(FaultKind::Instruction, 0, what));
-            }
-            Space::Global | Space::Generic => {
-                context.check(&addresses, mask, all)?;
-                context.is_no_write_ahead(mask)?;
-                for (k, bits) in bits.iter().enumerate() {
-                    for lane in lanes(mask) {
-                        let at = addresses[lane] + (k * size) as u64;
-                        // SAFETY: checked above, and aligned to the whole vector.
-                        unsafe { write(at, size, bits[lane]) };
-                    }
-                }
-            }
+        if mask != 0 {
+            store_to(warp, context, mask, space, ty.bytes(), a, &addresses)?;
         }
     }
     Ok(())
 }
 
-/// What an atomic leaves.
-fn result(op: AtomOp, ty: Ty, old: u64, b: u64, c: u64) -> u64 {
-    let float = |f: fn(f32, f32) -> f32| {
-        u64::from(f(f32::from_bits(old as u32), f32::from_bits(b as u32)).to_bits())
-    };
-    let less = match ty {
-        Ty::S32 => (b as i32) < old as i32,
-        Ty::S64 => (b as i64) < old as i64,
-        _ => b < old,
-    };
-    match (op, ty) {
-        (AtomOp::Add, Ty::F32) => float(|a, b| a + b),
-        (AtomOp::Add, Ty::F64) => (f64::from_bits(old) + f64::from_bits(b)).to_bits(),
-        (AtomOp::Add, _) => old.wrapping_add(b),
-        (AtomOp::Min, _) => {
-            if less {
-                b
-            } else {
-                old
-            }
-        }
-        (AtomOp::Max, _) => {
-            if less {
-                old
-            } else {
-                b
-            }
-        }
-        (AtomOp::And, _) => old & b,
-        (AtomOp::Or, _) => old | b,
-        (AtomOp::Xor, _) => old ^ b,
-        (AtomOp::Inc, _) => {
-            if old >= b {
-                0
-            } else {
-                old + 1
-            }
-        }
-        (AtomOp::Dec, _) => {
-            if old == 0 || old > b {
-                b
-            } else {
-                old - 1
-            }
-        }
-        (AtomOp::Exch, _) => b,
-        (AtomOp::Cas, _) => {
-            if old == b {
-                c
-            } else {
-                old
-            }
-        }
-    }
-}
-
-/// Joins two values as `redux` does.
-pub fn joined(op: AtomOp, ty: Ty, a: u64, b: u64) -> u64 {
-    result(op, ty, a, b, 0)
-}
-
-pub fn atomic(
+#[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2,fma"))]
+fn store_to(
     warp: &mut Warp,
     context: &mut Context<'_>,
     mask: u32,
-    (space, op, ty): (Space, AtomOp, Ty),
-    d: Option<Reg>,
-    at: Address,
-    [b, c]: [Reg; 2],
+    space: Space,
+    size: usize,
+    a: &[Reg],
+    addresses: &[u64; LANES],
 ) -> Done {
-    let (mut addresses, size) = (addresses(warp, at), ty.bytes());
-    let narrow = |x: u64| if size == 4 { x & u64::from(u32::MAX) } else { x };
-    context.progress = true;
-    for (space, mask) in resolve(space, &mut addresses, mask) {
-        for lane in lanes(mask) {
-            let (b, c) = (narrow(warp.file.lane(b, lane)), narrow(warp.file.lane(c, lane)));
-            let old = match space {
-                Space::Shared | Space::Cluster => {
-                    let place = context.shared_place(warp, lane, addresses[lane], size)?;
-                    context.touch(warp, lane, place, size, Access::Atomic, false)?;
-                    let shared = &mut context.blocks[place.0].shared;
-                    let old = shared.load(place.1, size);
-                    shared.store(place.1, size, result(op, ty, old, b, c));
-                    old
-                }
-                Space::Global | Space::Generic => {
-                    context.check(&addresses, 1 << lane, size)?;
-                    context.is_no_write_ahead(1 << lane)?;
-                    let at = addresses[lane];
-                    let update = |old: u64| Some(narrow(result(op, ty, old, b, c)));
-                    let (set, get) = (Ordering::AcqRel, Ordering::Acquire);
-                    let old = if size == 4 {
-                        // SAFETY: checked above: allocated and aligned.
-                        let word = unsafe { AtomicU32::from_ptr(at as *mut u32) };
-                        let update = |old| update(u64::from(old)).map(|x| x as u32);
-                        word.fetch_update(set, get, update).map(u64::from).map_err(u64::from)
-                    } else {
-                        // SAFETY: as above.
-                        let word = unsafe { AtomicU64::from_ptr(at as *mut u64) };
-                        word.fetch_update(set, get, update)
-                    };
-                    old.unwrap_or_else(|old| old)
-                }
-                _ => {
-                    let what = "an atomic on local memory or a parameter".to_owned();
-                    return Err(trouble(FaultKind::Instruction, lane, what));
-                }
-            };
-            if let Some(d) = d {
-                warp.file.set_lane(d, lane, old);
+    let all = size * a.len();
+    match space {
+        Space::Global | Space::Generic => {
+            context.check(addresses, mask, all)?;
+            context.is_no_write_ahead(mask)?;
+            for (k, &a) in a.iter().enumerate() {
+                let bits = warp.file.bits(a);
+                // SAFETY: checked above, and aligned to the whole vector.
+                unsafe { scatter(addresses, mask, (k * size) as u64, size, &bits) };
             }
+        }
+        Space::Shared | Space::Cluster => {
+            if let Some(places) = context.own_places(warp, addresses, mask, all) {
+                return context.store_own(warp, &places, mask, size, a);
+            }
+            for lane in lanes(mask) {
+                let place = context.shared_place(warp, lane, addresses[lane], all)?;
+                let (block, at) = place;
+                let old = &context.blocks[block].shared;
+                let same = a.iter().enumerate().all(|(k, &a)| {
+                    let new = warp.file.lane(a, lane) & (u64::MAX >> (64 - 8 * size));
+                    old.load(at + k * size, size) == new
+                });
+                context.touch(warp, lane, place, all, Access::Write, same)?;
+                let shared = &mut context.blocks[block].shared;
+                for (k, &a) in a.iter().enumerate() {
+                    shared.store(at + k * size, size, warp.file.lane(a, lane));
+                }
+            }
+        }
+        Space::Local => {
+            for (k, &a) in a.iter().enumerate() {
+                let bits = warp.file.bits(a);
+                for lane in lanes(mask) {
+                    let bytes = warp.local(lane, addresses[lane], all)?;
+                    bytes[k * size..(k + 1) * size]
+                        .copy_from_slice(&bits[lane].to_le_bytes()[..size]);
+                }
+            }
+        }
+        Space::Param => {
+            let what = "a store to a parameter".to_owned();
+            return Err(trouble(FaultKind::Instruction, 0, what));
         }
     }
     Ok(())
+}
+
+/// Stores `size` bytes of each lane of a mask.
+///
+/// # Safety
+/// As for [`write`], at each address and so far behind it.
+#[inline(always)]
+unsafe fn scatter(
+    addresses: &[u64; LANES],
+    mask: u32,
+    behind: u64,
+    size: usize,
+    bits: &[u64; LANES],
+) {
+    macro_rules! write_each {
+        ($size:expr) => {
+            each(mask, |lane| {
+                // SAFETY: the caller's promise.
+                unsafe { write(addresses[lane] + behind, $size, bits[lane]) };
+            })
+        };
+    }
+    match size {
+        1 => write_each!(1),
+        2 => write_each!(2),
+        4 => write_each!(4),
+        _ => write_each!(8),
+    }
 }
 
 /// A copy to shared memory that has not landed.
@@ -526,6 +506,7 @@ pub struct Copy {
     bytes: [u8; 16],
 }
 
+#[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2,fma"))]
 pub fn copy(
     warp: &mut Warp,
     context: &mut Context<'_>,
@@ -562,9 +543,14 @@ pub fn copy(
                 return Err(trouble(FaultKind::Address, lane, what));
             }
             context.note(&from, 1 << lane, count);
-            for (i, byte) in bytes[..count].iter_mut().enumerate() {
-                // SAFETY: inside of what is allocated, as was checked.
-                *byte = unsafe { read(from[lane] + i as u64, 1) } as u8;
+            for (i, word) in bytes[..count / 4 * 4].chunks_exact_mut(4).enumerate() {
+                // SAFETY: inside of what is allocated, as was checked, and aligned to 4 bytes at least.
+                let bits = unsafe { read(from[lane] + 4 * i as u64, 4) } as u32;
+                word.copy_from_slice(&bits.to_le_bytes());
+            }
+            for i in count / 4 * 4..count {
+                // SAFETY: as above.
+                bytes[i] = unsafe { read(from[lane] + i as u64, 1) } as u8;
             }
         }
         let group = warp.committed[lane];

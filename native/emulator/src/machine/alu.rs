@@ -94,35 +94,81 @@ macro_rules! typed {
     };
 }
 
-/// Runs one of the instructions that touch nothing but registers. Whether it was one.
+/// What an instruction does, in the lanes of a mask.
+pub type Run = fn(&mut File, u32, &Op);
+
+/// A [`Run`] for an instruction of a form, of which it takes what it names.
+macro_rules! runs {
+    ($form:ident { $($field:ident),* } in $file:ident, $mask:ident => $body:expr) => {
+        runs!($form { $($field),* } in $file, $mask, op => $body)
+    };
+    ($form:ident { $($field:ident),* } in $file:ident, $mask:ident, $op:ident => $body:expr) => {
+        |$file: &mut File, $mask: u32, $op: &Op| {
+            if let Op::$form { $($field,)* .. } = *$op {
+                $body;
+            }
+        }
+    };
+}
+pub(super) use runs;
+
+/// The function of an instruction that touches nothing but registers, once for all times that it runs:
+/// those that are most frequent have one for each type.
 #[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2,fma"))]
-pub fn run(file: &mut File, mask: u32, op: &Op) -> bool {
+pub fn function(op: &Op) -> Option<Run> {
+    Some(match *op {
+        Op::Mov { d, .. } if d.is_wide() => {
+            runs!(Mov { d, a } in file, mask => map::<u64, u64>(file, mask, d, a, |x| x))
+        }
+        Op::Mov { .. } => {
+            runs!(Mov { d, a } in file, mask => map::<u32, u32>(file, mask, d, a, |x| x))
+        }
+        Op::Int { op, ty, .. } => typed!(ty, binary(op)),
+        Op::Mad { hi, ty, .. } => typed!(ty, mad(hi)),
+        Op::MulWide { ty, .. } => mul_wide(ty),
+        Op::MadWide { ty, .. } => mad_wide(ty),
+        Op::Setp { cmp, ty, ftz: false, .. } if ty == Ty::F32 => float::setp::<f32>(cmp),
+        Op::Setp { cmp, ty, .. } if !ty.is_float() => typed!(ty, setp(cmp)),
+        Op::Selp { d, .. } if d.is_wide() => runs!(Selp { d, a, b, p } in file, mask => {
+            choose::<u64>(file, mask, [d, a, b], file.holds(p))
+        }),
+        Op::Selp { .. } => runs!(Selp { d, a, b, p } in file, mask => {
+            choose::<u32>(file, mask, [d, a, b], file.holds(p))
+        }),
+        Op::IntOne { .. }
+        | Op::Sad { .. }
+        | Op::Carry { .. }
+        | Op::Setp { .. }
+        | Op::Set { .. }
+        | Op::Slct { .. }
+        | Op::Pred { .. }
+        | Op::Pack { .. }
+        | Op::Unpack { .. }
+        | Op::Funnel { .. }
+        | Op::Extract { .. }
+        | Op::Insert { .. }
+        | Op::Permute { .. }
+        | Op::Lop3 { .. }
+        | Op::Dot { .. } => run,
+        _ => return float::function(op),
+    })
+}
+
+/// Runs one of those that have no function of their own.
+#[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2,fma"))]
+fn run(file: &mut File, mask: u32, op: &Op) {
     match *op {
-        Op::Mov { d, a } if d.is_wide() => map::<u64, u64>(file, mask, d, a, |x| x),
-        Op::Mov { d, a } => map::<u32, u32>(file, mask, d, a, |x| x),
-        Op::Int { op, ty, d, a, b } => typed!(ty, binary(file, mask, op, [d, a, b])),
         Op::IntOne { op, ty, d, a } => typed!(ty, unary(file, mask, op, d, a)),
-        Op::Mad { hi, ty, d, a, b, c } => typed!(ty, mad(file, mask, hi, [d, a, b, c])),
         Op::Sad { ty, d, a, b, c } => typed!(ty, sad(file, mask, [d, a, b, c])),
-        Op::MulWide { ty, d, a, b } => mul_wide(file, mask, ty, [d, a, b]),
-        Op::MadWide { ty, d, a, b, c } => mad_wide(file, mask, ty, [d, a, b, c]),
         Op::Carry { op, takes, gives, ty, d, a, b, c } if ty.bytes() == 8 => {
             carry::<u64>(file, mask, op, [takes, gives], [d, a, b, c]);
         }
         Op::Carry { op, takes, gives, d, a, b, c, .. } => {
             carry::<u32>(file, mask, op, [takes, gives], [d, a, b, c]);
         }
-        Op::Setp { cmp, ty, ftz, d, q, a, b, with } => {
+        Op::Setp { cmp, ty, ftz, a, b, .. } => {
             let bits = compare(file, cmp, ty, ftz, a, b);
-            let joined = |bits: u32, file: &File| match with {
-                Some((op, c)) => join(op, bits, file.holds(c)),
-                None => bits,
-            };
-            let (yes, no) = (joined(bits, file), joined(!bits, file));
-            file.set_pred(d, yes, mask);
-            if let Some(q) = q {
-                file.set_pred(q, no, mask);
-            }
+            set(file, mask, op, bits);
         }
         Op::Set { cmp, to, ty, ftz, d, a, b } => {
             let bits = compare(file, cmp, ty, ftz, a, b);
@@ -130,7 +176,6 @@ pub fn run(file: &mut File, mask: u32, op: &Op) -> bool {
             let row = std::array::from_fn(|lane| if bits >> lane & 1 != 0 { yes } else { 0 });
             file.set_bits(d, &row, mask);
         }
-        Op::Selp { d, a, b, p } => select(file, mask, d, a, b, file.holds(p)),
         Op::Slct { ty, d, a, b, c } => {
             let c = file.bits(c).map(|c| match ty {
                 Ty::F32 => f32::from_bits(c as u32) >= 0.,
@@ -186,27 +231,46 @@ pub fn run(file: &mut File, mask: u32, op: &Op) -> bool {
                 })
             });
         }
-        _ => return float::run(file, mask, op),
+        _ => {}
     }
-    true
+}
+
+/// Sets the predicates of a `setp` to what its comparison gave.
+#[inline(always)]
+pub fn set(file: &mut File, mask: u32, op: &Op, bits: u32) {
+    let Op::Setp { d, q, with, .. } = *op else { return };
+    let joined = |bits: u32, file: &File| match with {
+        Some((op, c)) => join(op, bits, file.holds(c)),
+        None => bits,
+    };
+    let (yes, no) = (joined(bits, file), joined(!bits, file));
+    file.set_pred(d, yes, mask);
+    if let Some(q) = q {
+        file.set_pred(q, no, mask);
+    }
 }
 
 #[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2,fma"))]
-fn binary<T: Int>(file: &mut File, mask: u32, op: IntOp, r: [Reg; 3]) {
+fn binary<T: Int>(op: IntOp) -> Run {
+    macro_rules! two {
+        ($f:expr) => {
+            runs!(Int { d, a, b } in file, mask => map2(file, mask, [d, a, b], $f))
+        };
+    }
     match op {
-        IntOp::Add => map2(file, mask, r, T::add),
-        IntOp::Sub => map2(file, mask, r, T::sub),
-        IntOp::Mul => map2(file, mask, r, T::mul),
-        IntOp::MulHi => map2(file, mask, r, T::mul_hi),
-        IntOp::Div => map2(file, mask, r, T::div),
-        IntOp::Rem => map2(file, mask, r, T::rem),
-        IntOp::Min => map2(file, mask, r, |a: T, b: T| a.min(b)),
-        IntOp::Max => map2(file, mask, r, |a: T, b: T| a.max(b)),
-        IntOp::And => map2(file, mask, r, T::and),
-        IntOp::Or => map2(file, mask, r, T::or),
-        IntOp::Xor => map2(file, mask, r, T::xor),
-        IntOp::Shl => map2(file, mask, r, T::shl),
-        IntOp::Shr => map2(file, mask, r, T::shr),
+        IntOp::Add => two!(T::add),
+        IntOp::Sub => two!(T::sub),
+        IntOp::Mul => two!(T::mul),
+        IntOp::MulHi => two!(T::mul_hi),
+        IntOp::Div => two!(T::div),
+        IntOp::Rem => two!(T::rem),
+        IntOp::Min => two!(|a: T, b: T| a.min(b)),
+        IntOp::Max => two!(|a: T, b: T| a.max(b)),
+        IntOp::And => two!(T::and),
+        IntOp::Or => two!(T::or),
+        IntOp::Xor => two!(T::xor),
+        IntOp::Shl => two!(T::shl),
+        IntOp::Shr => two!(T::shr),
     }
 }
 
@@ -238,10 +302,14 @@ fn unary<T: Int>(file: &mut File, mask: u32, op: IntOne, d: Reg, a: Reg) {
 }
 
 #[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2,fma"))]
-fn mad<T: Int>(file: &mut File, mask: u32, hi: bool, r: [Reg; 4]) {
+fn mad<T: Int>(hi: bool) -> Run {
     match hi {
-        false => map3(file, mask, r, |a: T, b: T, c: T| a.mul(b).add(c)),
-        true => map3(file, mask, r, |a: T, b: T, c: T| a.mul_hi(b).add(c)),
+        false => runs!(Mad { d, a, b, c } in file, mask => {
+            map3(file, mask, [d, a, b, c], |a: T, b: T, c: T| a.mul(b).add(c))
+        }),
+        true => runs!(Mad { d, a, b, c } in file, mask => {
+            map3(file, mask, [d, a, b, c], |a: T, b: T, c: T| a.mul_hi(b).add(c))
+        }),
     }
 }
 
@@ -251,30 +319,38 @@ fn sad<T: Int>(file: &mut File, mask: u32, r: [Reg; 4]) {
 }
 
 #[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2,fma"))]
-fn mul_wide(file: &mut File, mask: u32, ty: Ty, r: [Reg; 3]) {
+fn mul_wide(ty: Ty) -> Run {
+    macro_rules! of {
+        ($narrow:ident, $wide:ident) => {
+            runs!(MulWide { d, a, b } in file, mask => {
+                map2(file, mask, [d, a, b], |a: $narrow, b: $narrow| $wide::from(a) * $wide::from(b))
+            })
+        };
+    }
     match ty {
-        Ty::U16 => map2(file, mask, r, |a: u16, b: u16| u32::from(a) * u32::from(b)),
-        Ty::S16 => map2(file, mask, r, |a: i16, b: i16| i32::from(a) * i32::from(b)),
-        Ty::U32 => map2(file, mask, r, |a: u32, b: u32| u64::from(a) * u64::from(b)),
-        _ => map2(file, mask, r, |a: i32, b: i32| i64::from(a) * i64::from(b)),
+        Ty::U16 => of!(u16, u32),
+        Ty::S16 => of!(i16, i32),
+        Ty::U32 => of!(u32, u64),
+        _ => of!(i32, i64),
     }
 }
 
 #[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2,fma"))]
-fn mad_wide(file: &mut File, mask: u32, ty: Ty, r: [Reg; 4]) {
+fn mad_wide(ty: Ty) -> Run {
+    macro_rules! of {
+        ($narrow:ident, $wide:ident) => {
+            runs!(MadWide { d, a, b, c } in file, mask => {
+                map3(file, mask, [d, a, b, c], |a: $narrow, b: $narrow, c: $wide| {
+                    ($wide::from(a) * $wide::from(b)).wrapping_add(c)
+                })
+            })
+        };
+    }
     match ty {
-        Ty::U16 => map3(file, mask, r, |a: u16, b: u16, c: u32| {
-            (u32::from(a) * u32::from(b)).wrapping_add(c)
-        }),
-        Ty::S16 => map3(file, mask, r, |a: i16, b: i16, c: i32| {
-            (i32::from(a) * i32::from(b)).wrapping_add(c)
-        }),
-        Ty::U32 => map3(file, mask, r, |a: u32, b: u32, c: u64| {
-            (u64::from(a) * u64::from(b)).wrapping_add(c)
-        }),
-        _ => map3(file, mask, r, |a: i32, b: i32, c: i64| {
-            (i64::from(a) * i64::from(b)).wrapping_add(c)
-        }),
+        Ty::U16 => of!(u16, u32),
+        Ty::S16 => of!(i16, i32),
+        Ty::U32 => of!(u32, u64),
+        _ => of!(i32, i64),
     }
 }
 
@@ -412,5 +488,26 @@ fn order<T: Int>(file: &File, cmp: Cmp, a: Reg, b: Reg) -> u32 {
         Cmp::Le => test(file, a, b, |a: T, b: T| a <= b),
         Cmp::Gt => test(file, a, b, |a: T, b: T| a > b),
         _ => test(file, a, b, |a: T, b: T| a >= b),
+    }
+}
+
+/// A `setp` of integers.
+#[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2,fma"))]
+fn setp<T: Int>(cmp: Cmp) -> Run {
+    macro_rules! of {
+        ($f:expr) => {
+            runs!(Setp { a, b } in file, mask, op => {
+                let bits = test(file, a, b, $f);
+                set(file, mask, op, bits)
+            })
+        };
+    }
+    match cmp {
+        Cmp::Eq => of!(|a: T, b: T| a == b),
+        Cmp::Ne => of!(|a: T, b: T| a != b),
+        Cmp::Lt => of!(|a: T, b: T| a < b),
+        Cmp::Le => of!(|a: T, b: T| a <= b),
+        Cmp::Gt => of!(|a: T, b: T| a > b),
+        _ => of!(|a: T, b: T| a >= b),
     }
 }

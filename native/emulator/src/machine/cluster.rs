@@ -62,6 +62,11 @@ impl Mbarrier {
     }
 }
 
+fn none_at(lane: usize, at: usize) -> Trouble {
+    let what = format!("no mbarrier is initialised {at:#x} bytes into shared memory");
+    trouble(FaultKind::Instruction, lane, what)
+}
+
 impl Context<'_> {
     /// Of an instruction's address: the block, among those that run, and the place in it.
     fn barrier_at(&self, warp: &Warp, lane: usize, at: u64) -> Result<(usize, usize), Trouble> {
@@ -74,10 +79,8 @@ impl Context<'_> {
         lane: usize,
         change: impl FnOnce(&mut Mbarrier),
     ) -> Result<u64, Trouble> {
-        let Some(barrier) = self.blocks[block].shared.barriers.get_mut(&at) else {
-            let what = format!("no mbarrier is initialised {at:#x} bytes into shared memory");
-            return Err(trouble(FaultKind::Instruction, lane, what));
-        };
+        let barrier = self.blocks[block].shared.barriers.get_mut(&at);
+        let barrier = barrier.ok_or_else(|| none_at(lane, at))?;
         let phase = barrier.phase;
         change(barrier);
         if barrier.is_overrun() {
@@ -90,6 +93,7 @@ impl Context<'_> {
     }
 
     /// Initialises an mbarrier, arrives at it, or stores with it.
+    #[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2,fma"))]
     pub fn mbarrier(&mut self, warp: &mut Warp, op: &Op, mask: u32) -> Result<(), Trouble> {
         let all = |warp: &Warp, reg: Option<Reg>, lane: usize| {
             reg.map_or(1, |reg| warp.file.lane(reg, lane) as u32)
@@ -151,6 +155,7 @@ impl Context<'_> {
     }
 
     /// The lanes whose phase has ended.
+    #[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2,fma"))]
     pub fn wait(
         &mut self,
         warp: &mut Warp,
@@ -160,12 +165,18 @@ impl Context<'_> {
         parity: bool,
     ) -> Result<u32, Trouble> {
         let (addresses, mut done) = (addresses(warp, at), 0);
+        let mut last: Option<(u64, Mbarrier)> = None;
         for lane in lanes(mask) {
-            let (block, at) = self.barrier_at(warp, lane, addresses[lane])?;
-            let Some(barrier) = self.blocks[block].shared.barriers.get(&at) else {
-                let what = format!("no mbarrier is initialised {at:#x} bytes into shared memory");
-                return Err(trouble(FaultKind::Instruction, lane, what));
+            // Mostly all wait for the same one.
+            let barrier = match last {
+                Some((at, barrier)) if at == addresses[lane] => barrier,
+                _ => {
+                    let (block, at) = self.barrier_at(warp, lane, addresses[lane])?;
+                    let barrier = self.blocks[block].shared.barriers.get(&at);
+                    *barrier.ok_or_else(|| none_at(lane, at))?
+                }
             };
+            last = Some((addresses[lane], barrier));
             let state = warp.file.lane(state, lane);
             let ended = match parity {
                 true => barrier.has_ended(state & 1 != 0),

@@ -7,7 +7,7 @@ use super::float::{self, saturate};
 use crate::ptx::instruction::{Mode, Op, Reg, Round, Ty};
 
 #[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2,fma"))]
-pub fn run(file: &mut File, mask: u32, op: &Op) -> bool {
+pub fn run(file: &mut File, mask: u32, op: &Op) {
     match *op {
         Op::Cvt { to, from, mode, integral, d, a } => {
             convert(file, mask, to, from, mode, integral, d, a);
@@ -24,9 +24,8 @@ pub fn run(file: &mut File, mask: u32, op: &Op) -> bool {
             });
             file.set_bits(d, &out, mask);
         }
-        _ => return false,
+        _ => {}
     }
-    true
 }
 
 /// The NaN of 16 bits that GPUs give.

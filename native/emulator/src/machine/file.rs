@@ -147,6 +147,15 @@ pub fn lanes(mut mask: u32) -> impl Iterator<Item = usize> {
     })
 }
 
+/// Calls `f` with each lane of a mask, from the lowest.
+#[inline(always)]
+pub fn each(mask: u32, mut f: impl FnMut(usize)) {
+    match mask {
+        ALL => (0..LANES).for_each(f),
+        _ => lanes(mask).for_each(|lane| f(lane)),
+    }
+}
+
 /// `d = f(a)` in the lanes of a mask.
 #[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2,fma"))]
 pub fn map<A: Value, D: Value>(file: &mut File, mask: u32, d: Reg, a: Reg, f: impl Fn(A) -> D) {

@@ -1,6 +1,7 @@
 //! Floating point: sums and products as IEEE 754 has them, a NaN as GPUs give it, and functions
 //! that are closer to the truth than the hardware's approximations.
 
+use super::alu::{Run, runs, set};
 use super::convert;
 use super::file::{File, Value, map, map2, map3, test};
 use crate::ptx::instruction::{Cmp, FloatOne, FloatOp, Mode, Op, Reg, Round, Ty};
@@ -64,16 +65,49 @@ fn directed(sum: f64, error: f64, mode: Round) -> f64 {
     }
 }
 
-/// Runs one of the instructions on floating-point numbers. Whether it was one.
+/// The function of an instruction on floating-point numbers.
 #[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2,fma"))]
-pub fn run(file: &mut File, mask: u32, op: &Op) -> bool {
+pub fn function(op: &Op) -> Option<Run> {
+    macro_rules! two {
+        ($f:expr) => {
+            runs!(Float { d, a, b } in file, mask => {
+                map2(file, mask, [d, a, b], |a: f32, b: f32| canonical($f(a, b)))
+            })
+        };
+    }
+    Some(match *op {
+        Op::Float { op: FloatOp::Add, ty: Ty::F32, mode, .. } if mode.is_plain() => {
+            two!(|a, b| a + b)
+        }
+        Op::Float { op: FloatOp::Sub, ty: Ty::F32, mode, .. } if mode.is_plain() => {
+            two!(|a, b| a - b)
+        }
+        Op::Float { op: FloatOp::Mul, ty: Ty::F32, mode, .. } if mode.is_plain() => {
+            two!(|a, b| a * b)
+        }
+        Op::Fma { ty: Ty::F32, mode, .. } if mode.is_plain() => {
+            runs!(Fma { d, a, b, c } in file, mask => {
+                map3(file, mask, [d, a, b, c], |a: f32, b: f32, c: f32| canonical(a.mul_add(b, c)))
+            })
+        }
+        Op::Float { ty: Ty::F32 | Ty::F64, .. }
+        | Op::FloatOne { ty: Ty::F32 | Ty::F64, .. }
+        | Op::Fma { ty: Ty::F32 | Ty::F64, .. } => run,
+        Op::Cvt { .. } | Op::CvtPair { .. } => convert::run,
+        _ => return None,
+    })
+}
+
+/// Runs one of those that have no function of their own.
+#[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2,fma"))]
+fn run(file: &mut File, mask: u32, op: &Op) {
     match *op {
         Op::Float { op, ty: Ty::F32, mode, d, a, b } => binary(file, mask, op, mode, [d, a, b]),
-        Op::Float { op, ty: Ty::F64, mode, d, a, b } => binary_f64(file, mask, op, mode, [d, a, b]),
+        Op::Float { op, mode, d, a, b, .. } => binary_f64(file, mask, op, mode, [d, a, b]),
         Op::FloatOne { op, ty: Ty::F32, mode, d, a } => unary(file, mask, op, mode, d, a),
-        Op::FloatOne { op, ty: Ty::F64, d, a, .. } => unary_f64(file, mask, op, d, a),
+        Op::FloatOne { op, d, a, .. } => unary_f64(file, mask, op, d, a),
         Op::Fma { ty: Ty::F32, mode, d, a, b, c } => fma(file, mask, mode, [d, a, b, c]),
-        Op::Fma { ty: Ty::F64, mode, d, a, b, c } => {
+        Op::Fma { mode, d, a, b, c, .. } => {
             // The error of a fused sum is exact where nothing under- or overflows.
             map3(file, mask, [d, a, b, c], |a: f64, b: f64, c: f64| {
                 let near = a.mul_add(b, c);
@@ -86,10 +120,8 @@ pub fn run(file: &mut File, mask: u32, op: &Op) -> bool {
                 directed(near, rest, mode.round)
             });
         }
-        Op::Cvt { .. } | Op::CvtPair { .. } => return convert::run(file, mask, op),
-        _ => return false,
+        _ => {}
     }
-    true
 }
 
 #[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2,fma"))]
@@ -202,10 +234,6 @@ fn sum_f64(a: f64, b: f64, to: Round) -> f64 {
 
 #[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2,fma"))]
 fn fma(file: &mut File, mask: u32, mode: Mode, r: [Reg; 4]) {
-    if mode.round == Round::Nearest && !mode.ftz && !mode.sat {
-        map3(file, mask, r, |a: f32, b: f32, c: f32| canonical(a.mul_add(b, c)));
-        return;
-    }
     map3(file, mask, r, |a: f32, b: f32, c: f32| {
         let (a, b, c) = if mode.ftz { (flush(a), flush(b), flush(c)) } else { (a, b, c) };
         let x = match mode.round {
@@ -321,5 +349,30 @@ where
         Cmp::Geu => test(file, a, b, |a: T, b: T| f(a) >= f(b) || odd(a, b)),
         Cmp::Num => test(file, a, b, |a: T, b: T| !odd(a, b)),
         Cmp::Nan => test(file, a, b, odd),
+    }
+}
+
+/// A `setp` of numbers as they are.
+#[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2,fma"))]
+pub fn setp<T: Value + PartialOrd>(cmp: Cmp) -> Run {
+    macro_rules! of {
+        ($cmp:expr) => {
+            runs!(Setp { a, b } in file, mask, op => {
+                let bits = compare::<T>(file, $cmp, a, b, |x| x);
+                set(file, mask, op, bits)
+            })
+        };
+    }
+    match cmp {
+        Cmp::Eq => of!(Cmp::Eq),
+        Cmp::Neu => of!(Cmp::Neu),
+        Cmp::Lt => of!(Cmp::Lt),
+        Cmp::Le => of!(Cmp::Le),
+        Cmp::Gt => of!(Cmp::Gt),
+        Cmp::Ge => of!(Cmp::Ge),
+        _ => runs!(Setp { cmp, a, b } in file, mask, op => {
+            let bits = compare::<T>(file, cmp, a, b, |x| x);
+            set(file, mask, op, bits)
+        }),
     }
 }

@@ -4,17 +4,19 @@
 //! warp.rs                 lanes that run together, part and meet again
 //! file.rs                 their registers
 //! alu.rs, float.rs, convert.rs   what touches nothing but registers
-//! access.rs, shared.rs    memory, and who touched it
+//! access.rs, atomic.rs     memory
+//! together.rs, shared.rs   shared memory, and who touched it
 //! collective.rs, tensor.rs   what the lanes of a warp do together
 //! cluster.rs              mbarriers and the memory of other blocks
 //! ```
 //!
-//! The warps of a block take turns. Blocks run one after the other, or cluster after cluster; those
-//! of a cooperative launch are all in progress. Where all that runs polls, the thread is given up
+//! The warps of a block take turns. Blocks run one after the other, or cluster after cluster, where a
+//! launch takes long on all cores; those of a cooperative launch are all in progress. Where all that runs polls, the thread is given up
 //! for a while: what is waited for may be another stream's or the host's to do.
 
 mod access;
 mod alu;
+mod atomic;
 mod cluster;
 mod collective;
 mod convert;
@@ -24,14 +26,19 @@ mod shared;
 mod tensor;
 #[cfg(test)]
 mod tests;
+mod together;
 mod warp;
 
 use std::fmt;
-use std::time::Duration;
+use std::panic::resume_unwind;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use crate::memory::Memory;
 use crate::ptx::Kernel;
+use crate::ptx::instruction::Instruction;
 use access::trouble;
+pub(crate) use alu::Run;
 use shared::Shared;
 use warp::{State, Stop, Trouble, Warp};
 
@@ -80,6 +87,10 @@ impl fmt::Display for Fault {
 
 /// Instructions of a warp's turn.
 const TURN: usize = 4096;
+/// Rounds that a block has in a row while it gets on.
+const STAY: usize = 64;
+/// How long a launch runs on its own thread before it takes others.
+const ALONE: Duration = Duration::from_millis(1);
 /// Rounds in which all only polled mbarriers, after which nothing is to come.
 const PATIENCE: usize = 1000;
 
@@ -173,14 +184,35 @@ impl Context<'_> {
     }
 }
 
+/// Of some warps: how many have not ended, and of these how many ended their turn because it was over,
+/// or were looking at memory or at an mbarrier.
+#[derive(Debug, Default)]
+struct Round {
+    running: usize,
+    turns: usize,
+    looks: usize,
+    polls: usize,
+}
+
+impl Round {
+    fn add(&mut self, other: Round) {
+        self.running += other.running;
+        self.turns += other.turns;
+        self.looks += other.looks;
+        self.polls += other.polls;
+    }
+}
+
 struct Machine<'a> {
     context: Context<'a>,
     warps: Vec<Warp>,
     /// Warps of a block.
     each: usize,
+    /// A fault has ended the launch: what only polls need not go on.
+    ended: &'a AtomicBool,
 }
 
-/// Runs a kernel to its end, on the calling thread.
+/// Runs a kernel to its end.
 pub fn run(kernel: &Kernel, launch: &Launch, memory: &Memory) -> Result<(), Fault> {
     perform(kernel, launch, memory, None).map(|_| ())
 }
@@ -204,6 +236,23 @@ pub fn run_ahead(
     Ok(ranges)
 }
 
+/// The function of each instruction that touches nothing but registers.
+pub(crate) fn functions(code: &[Instruction]) -> Vec<Option<Run>> {
+    match has_instructions() {
+        // SAFETY: the CPU has the instructions.
+        true => code.iter().map(|i| unsafe { alu::function(&i.op) }).collect(),
+        false => vec![None; code.len()],
+    }
+}
+
+/// Whether the CPU has what the machine is compiled for.
+fn has_instructions() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+    #[cfg(not(target_arch = "x86_64"))]
+    true
+}
+
 fn perform(
     kernel: &Kernel,
     launch: &Launch,
@@ -214,8 +263,7 @@ fn perform(
         let message = format!("{}: {what}", kernel.name);
         Err(Fault { kind: FaultKind::Instruction, message })
     };
-    #[cfg(target_arch = "x86_64")]
-    if !is_x86_feature_detected!("avx2") || !is_x86_feature_detected!("fma") {
+    if !has_instructions() {
         return refuse("the emulator needs a CPU with AVX2 and FMA".into());
     }
     let threads = launch.threads.iter().product::<u32>();
@@ -236,15 +284,46 @@ fn perform(
     let clusters: [u32; 3] = std::array::from_fn(|i| launch.blocks[i] / launch.cluster[i]);
     let count = clusters.iter().map(|&n| u64::from(n)).product::<u64>();
     let resident = if launch.cooperative { count } else { 1 };
-    let mut machine = Machine::new(kernel, launch, memory, resident as usize * size, threads);
-    machine.context.ahead = ahead;
-    let mut next = 0;
-    while next < count {
-        machine.start(next, resident, clusters);
-        machine.finish()?;
-        next += resident;
+    let next = AtomicU64::new(0);
+    let ended = AtomicBool::new(false);
+    let machine = || {
+        let blocks = resident as usize * size;
+        Machine::new(kernel, launch, memory, blocks, threads, &ended)
+    };
+    // Clusters are taken in their order, so that the first fault is that of the lowest.
+    let rest = |machine: &mut Machine<'_>, until: Option<Instant>| {
+        while until.is_none_or(|until| Instant::now() < until) && !ended.load(Ordering::Relaxed) {
+            let first = next.fetch_add(resident, Ordering::Relaxed);
+            if first >= count {
+                break;
+            }
+            machine.start(first, resident, clusters);
+            if let Err(fault) = machine.finish() {
+                ended.store(true, Ordering::Relaxed);
+                return Err((first, fault));
+            }
+        }
+        Ok(())
+    };
+    let mut first = machine();
+    first.context.ahead = ahead;
+    let alone = first.context.ahead.is_some();
+    let mut done = rest(&mut first, (!alone).then(|| Instant::now() + ALONE));
+    let helpers = std::thread::available_parallelism().map_or(0, |n| n.get() - 1);
+    let left = count.saturating_sub(next.load(Ordering::Relaxed)).saturating_sub(1);
+    if done.is_ok() {
+        done = std::thread::scope(|scope| {
+            let helpers = left.min(helpers as u64);
+            let helpers: Vec<_> =
+                (0..helpers).map(|_| scope.spawn(|| rest(&mut machine(), None))).collect();
+            let ours = rest(&mut first, None);
+            let theirs = helpers.into_iter().map(|h| h.join().unwrap_or_else(|e| resume_unwind(e)));
+            let faults = theirs.chain([ours]).filter_map(Result::err);
+            faults.min_by_key(|(first, _)| *first).map_or(Ok(()), Err)
+        });
     }
-    Ok(machine.context.ahead)
+    done.map_err(|(_, fault)| fault)?;
+    Ok(first.context.ahead)
 }
 
 impl<'a> Machine<'a> {
@@ -254,6 +333,7 @@ impl<'a> Machine<'a> {
         memory: &'a Memory,
         blocks: usize,
         threads: u32,
+        ended: &'a AtomicBool,
     ) -> Self {
         let size = launch.cluster.iter().product::<u32>() as usize;
         let bytes = kernel.shared + launch.shared as usize;
@@ -266,7 +346,7 @@ impl<'a> Machine<'a> {
         let block = |i: usize| Block {
             id: [0; 3],
             first: i / size * size,
-            shared: Shared::new(bytes, kernel.granule, threads, size == 1),
+            shared: Shared::new(bytes, kernel.granule),
             live: 0,
             barriers: Default::default(),
             arrived: 0,
@@ -287,7 +367,7 @@ impl<'a> Machine<'a> {
             progress: false,
             unsettled: false,
         };
-        Machine { context, warps, each }
+        Machine { context, warps, each, ended }
     }
 
     /// Readies the blocks of `count` clusters from number `first` on.
@@ -319,52 +399,68 @@ impl<'a> Machine<'a> {
     fn finish(&mut self) -> Result<(), Fault> {
         let (mut polls, mut idle) = (0, 0u32);
         loop {
-            let (mut running, mut turns, mut polling) = (0, 0, 0);
-            let before = self.context.clock;
-            self.context.progress = false;
-            for i in 0..self.warps.len() {
-                let warp = &mut self.warps[i];
-                if warp.groups.is_empty() {
-                    continue;
-                }
-                // After a while of nothing but polling, the other groups of a warp have their turn.
-                let last = idle % 2 == 1;
-                // SAFETY: `run` has seen that the CPU has these instructions.
-                let stop = unsafe { warp.run(&mut self.context, TURN, last) };
-                match stop {
-                    Ok(Stop::Done) => self.context.progress = true,
-                    Ok(Stop::Turn) => (running, turns) = (running + 1, turns + 1),
-                    Ok(Stop::Polls) => (running, polling) = (running + 1, polling + 1),
-                    Ok(Stop::Waits) => running += 1,
-                    Err(trouble) => return Err(self.fault(i, trouble)),
-                }
-                if self.context.unsettled {
-                    self.settle(i / self.each);
+            let (mut all, mut moved) = (Round::default(), false);
+            for block in 0..self.context.blocks.len() {
+                // A block goes on while it gets on, so that its registers and memory stay in the cache.
+                for _ in 0..STAY {
+                    let before = self.context.clock;
+                    self.context.progress = false;
+                    let round = self.round(block, idle)?;
+                    let moves = self.context.progress || self.context.clock != before;
+                    moved |= moves;
+                    if !moves || round.running == 0 {
+                        all.add(round);
+                        break;
+                    }
                 }
             }
-            if running == 0 {
-                return Ok(());
-            }
-            if self.context.progress || self.context.clock != before {
+            if moved {
                 (polls, idle) = (0, 0);
                 continue;
             }
+            if all.running == 0 || self.ended.load(Ordering::Relaxed) {
+                return Ok(());
+            }
             idle = idle.wrapping_add(1);
-            if turns == 0 && polling == 0 {
-                return Err(self.deadlock());
-            }
-            if turns == 0 {
-                polls += 1;
-                if polls > PATIENCE {
-                    return Err(self.deadlock());
-                }
-                continue;
-            }
-            match idle {
-                0..100 => std::thread::yield_now(),
-                _ => std::thread::sleep(Duration::from_micros(50)),
+            match all {
+                Round { turns: 1.., .. } => {}
+                Round { looks: 1.., .. } if idle < 100 => std::thread::yield_now(),
+                Round { looks: 1.., .. } => std::thread::sleep(Duration::from_micros(50)),
+                Round { polls: 1.., .. } if polls < PATIENCE => polls += 1,
+                _ => return Err(self.deadlock()),
             }
         }
+    }
+
+    /// A turn of each warp of a block.
+    fn round(&mut self, block: usize, idle: u32) -> Result<Round, Fault> {
+        let mut round = Round::default();
+        for i in block * self.each..(block + 1) * self.each {
+            let warp = &mut self.warps[i];
+            if warp.groups.is_empty() {
+                continue;
+            }
+            // After a while of nothing but polling, the other groups of a warp have their turn.
+            let last = idle % 2 == 1;
+            // SAFETY: `run` has seen that the CPU has these instructions.
+            let stop = unsafe { warp.run(&mut self.context, TURN, last) };
+            round.running += 1;
+            match stop {
+                Ok(Stop::Done) => {
+                    self.context.progress = true;
+                    round.running -= 1;
+                }
+                Ok(Stop::Turn) => round.turns += 1,
+                Ok(Stop::Looks) => round.looks += 1,
+                Ok(Stop::Polls) => round.polls += 1,
+                Ok(Stop::Waits) => {}
+                Err(trouble) => return Err(self.fault(i, trouble)),
+            }
+            if self.context.unsettled {
+                self.settle(block);
+            }
+        }
+        Ok(round)
     }
 
     /// Lets those go whose barrier is complete.

@@ -14,8 +14,22 @@ use std::collections::BTreeMap;
 use super::cluster::Mbarrier;
 use crate::ptx::body::SHARED_BASE;
 
-/// A thread among those of its cluster.
+/// A thread among those of its cluster: the block's rank, the warp and the lane, so that it is seen
+/// without a division what two of them have in common.
 pub type Thread = u16;
+
+/// Bits of a thread's number in its block, and of a lane's in its warp.
+const IN_BLOCK: u32 = 10;
+const IN_WARP: u32 = 5;
+
+pub fn thread(rank: u32, index: usize) -> Thread {
+    (rank << IN_BLOCK) as Thread | index as Thread
+}
+
+/// A thread's block, by its rank, and its number there.
+pub fn place_of(thread: Thread) -> (u16, u16) {
+    (thread >> IN_BLOCK, thread & ((1 << IN_BLOCK) - 1))
+}
 
 /// Since when a warp's threads are ordered: after all touches that are older.
 #[derive(Clone, Copy, Debug, Default)]
@@ -26,6 +40,25 @@ pub struct Since {
     pub warp: u32,
     /// By one of the cluster.
     pub cluster: u32,
+}
+
+impl Since {
+    /// Whether `who`'s touch may be at the same time as what `me` does now.
+    #[inline(always)]
+    fn is_open(&self, when: u32, who: Thread, me: Thread) -> bool {
+        if when <= self.cluster || who == me {
+            return false;
+        }
+        let apart = who ^ me;
+        let after = if apart >> IN_WARP == 0 {
+            self.block.max(self.warp)
+        } else if apart >> IN_BLOCK == 0 {
+            self.block
+        } else {
+            self.cluster
+        };
+        when > after
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -53,10 +86,6 @@ pub struct Shared {
     touches: Vec<Touch>,
     /// Of a touch's place: bits to shift an offset by.
     shift: u32,
-    /// Threads of a block, by which a thread's block is known.
-    threads: u32,
-    /// No cluster: all threads are of this block.
-    alone: bool,
     pub barriers: BTreeMap<usize, Mbarrier>,
 }
 
@@ -73,17 +102,10 @@ pub fn word(bytes: &[u8], size: usize) -> u64 {
 }
 
 impl Shared {
-    pub fn new(bytes: usize, granule: usize, threads: u32, alone: bool) -> Self {
+    pub fn new(bytes: usize, granule: usize) -> Self {
         let touches = vec![Touch::default(); bytes.div_ceil(granule)];
         let barriers = BTreeMap::new();
-        Shared {
-            bytes: vec![0xff; bytes],
-            touches,
-            shift: granule.trailing_zeros(),
-            threads,
-            alone,
-            barriers,
-        }
+        Shared { bytes: vec![0xff; bytes], touches, shift: granule.trailing_zeros(), barriers }
     }
 
     /// For the next block: poison everywhere.
@@ -116,63 +138,59 @@ impl Shared {
 
     /// Notes a touch, before a write happens. The error is the other thread. `same`: the write
     /// changes nothing.
-    #[inline]
+    #[inline(always)]
     pub fn touch(
         &mut self,
         at: usize,
         size: usize,
-        thread: Thread,
+        me: Thread,
         since: &Since,
         now: u32,
         access: Access,
         same: bool,
     ) -> Result<(), Thread> {
-        let (threads, alone) = (self.threads, self.alone);
-        // Whether another thread's touch may be at the same time as this one.
-        let open = |when: u32, who: Thread| {
-            if when == 0 || who == thread || (alone && when <= since.block) {
-                return false;
-            }
-            let (who, me) = (u32::from(who), u32::from(thread));
-            let mut after = since.cluster;
-            if who / threads == me / threads {
-                after = after.max(since.block);
-                if who % threads / 32 == me % threads / 32 {
-                    after = after.max(since.warp);
-                }
-            }
-            when > after
-        };
         for touch in &mut self.touches[at >> self.shift..=(at + size - 1) >> self.shift] {
             match access {
                 Access::Read => {
-                    if open(touch.written, touch.writer) {
+                    if since.is_open(touch.written, touch.writer, me) {
                         return Err(touch.writer);
                     }
-                    touch.many = (touch.reader != thread || touch.many)
-                        && touch.read != 0
+                    touch.many = (touch.reader != me || touch.many)
                         && touch.read > since.block.max(since.cluster);
                     touch.read = now + 1;
-                    touch.reader = thread;
+                    touch.reader = me;
                 }
                 Access::Write | Access::Atomic => {
                     let atomic = access == Access::Atomic;
                     let harmless = same || (atomic && touch.atomic);
-                    if !harmless && open(touch.written, touch.writer) {
+                    if !harmless && since.is_open(touch.written, touch.writer, me) {
                         return Err(touch.writer);
                     }
                     // Of several readers one at least is another thread.
-                    let other = touch.reader ^ u16::from(touch.many && touch.reader == thread);
-                    if !same && open(touch.read, other) {
+                    let other = touch.reader ^ u16::from(touch.many && touch.reader == me);
+                    if !same && since.is_open(touch.read, other, me) {
                         return Err(touch.reader);
                     }
                     touch.written = now + 1;
-                    touch.writer = thread;
+                    touch.writer = me;
                     touch.atomic = atomic;
                 }
             }
         }
         Ok(())
+    }
+
+    /// Notes that several threads read one place: `by` are the first and the last of them, of one warp.
+    pub fn read_by_all(
+        &mut self,
+        at: usize,
+        size: usize,
+        by: [Thread; 2],
+        since: &Since,
+        now: u32,
+    ) -> Result<(), Thread> {
+        // Of two readers one at least is another thread than the writer.
+        by.into_iter().try_for_each(|me| self.touch(at, size, me, since, now, Access::Read, false))
     }
 
     /// Forgets who touched this: something else orders what comes.

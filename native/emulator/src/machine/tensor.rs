@@ -2,7 +2,7 @@
 //! of k: the hardware's own order and rounding are not told.
 
 use super::access::{addresses, trouble};
-use super::file::{ALL, File, LANES, Value};
+use super::file::{ALL, File, LANES, Value, lanes};
 use super::shared::Access;
 use super::warp::{Trouble, Warp};
 use super::{Context, FaultKind};
@@ -33,7 +33,8 @@ pub fn multiply(
     }
 }
 
-/// `PER` numbers to a register.
+/// `PER` numbers to a register. The columns of `b` and the sums stand in the order of the registers
+/// that hold them, the even ones first.
 #[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2,fma"))]
 fn sums<const PER: usize>(
     file: &mut File,
@@ -41,36 +42,47 @@ fn sums<const PER: usize>(
     (d, ra, rb, rc): (&[Reg; 4], &[Reg; 4], &[Reg; 2], &[Reg; 4]),
     split: impl Fn(u32) -> [f32; 2],
 ) {
-    let (mut a, mut b, mut sums) = ([[0f32; 16]; 16], [[0f32; 8]; 16], [[0f32; 8]; 16]);
     // Registers of `a`: rows in turn, then columns; of `b`: rows.
     let (of_a, of_b) = (k / (2 * PER), k / (4 * PER));
-    for (r, &reg) in ra.iter().enumerate().take(of_a) {
-        for (lane, &bits) in u32::row(file, reg).iter().enumerate() {
-            let (g, t) = (lane / 4 + r % 2 * 8, lane % 4 * PER + r / 2 * 4 * PER);
-            a[g][t..t + PER].copy_from_slice(&split(bits)[..PER]);
+    let (mut a, mut b) = ([[[0f32; LANES]; 2]; 4], [[0f32; 8]; 16]);
+    for (parts, &reg) in a.iter_mut().zip(ra).take(of_a) {
+        let row = u32::row(file, reg);
+        for lane in 0..LANES {
+            [parts[0][lane], parts[1][lane]] = split(row[lane]);
         }
     }
     for (r, &reg) in rb.iter().enumerate().take(of_b) {
-        for (lane, &bits) in u32::row(file, reg).iter().enumerate() {
-            let (g, t) = (lane / 4, lane % 4 * PER + r * 4 * PER);
-            (0..PER).for_each(|i| b[t + i][g] = split(bits)[i]);
+        let (row, mut parts) = (u32::row(file, reg), [[0f32; LANES]; 2]);
+        for lane in 0..LANES {
+            [parts[0][lane], parts[1][lane]] = split(row[lane]);
+        }
+        for t in 0..4 {
+            for i in 0..PER {
+                let to = &mut b[r * 4 * PER + t * PER + i];
+                *to = std::array::from_fn(|j| parts[i][(j % 4 * 2 + j / 4) * 4 + t]);
+            }
         }
     }
-    for (r, &reg) in rc.iter().enumerate() {
-        for (lane, &sum) in u32::row(file, reg).iter().enumerate() {
-            sums[lane / 4 + r / 2 * 8][lane % 4 * 2 + r % 2] = f32::from_bits(sum);
+    let mut sums = [[[0f32; 8]; 8]; 2];
+    for (half, sums) in sums.iter_mut().enumerate() {
+        let from = [0, 1].map(|i| u32::row(file, rc[2 * half + i]));
+        for (g, sums) in sums.iter_mut().enumerate() {
+            *sums = std::array::from_fn(|j| f32::from_bits(from[j / 4][4 * g + j % 4]));
         }
-    }
-    for (a, sums) in a.iter().zip(&mut sums) {
-        for (&a, b) in a.iter().zip(&b).take(k) {
-            for (sum, &b) in sums.iter_mut().zip(b) {
-                *sum = a.mul_add(b, *sum);
+        for (at, b) in b.iter().enumerate().take(k) {
+            let (r, t, i) = (at / (4 * PER), at / PER % 4, at % PER);
+            let a = &a[2 * r + half][i];
+            for (g, sums) in sums.iter_mut().enumerate() {
+                for (sum, &b) in sums.iter_mut().zip(b) {
+                    *sum = a[4 * g + t].mul_add(b, *sum);
+                }
             }
         }
     }
     for (r, &reg) in d.iter().enumerate() {
-        for (lane, sum) in u32::row_mut(file, reg).iter_mut().enumerate() {
-            *sum = sums[lane / 4 + r / 2 * 8][lane % 4 * 2 + r % 2].to_bits();
+        let (row, sums) = (u32::row_mut(file, reg), &sums[r / 2]);
+        for lane in 0..LANES {
+            row[lane] = sums[lane / 4][4 * (r % 2) + lane % 4].to_bits();
         }
     }
 }
@@ -87,12 +99,14 @@ pub fn half(bits: u16) -> f32 {
 }
 
 /// What a tensor core sees of an f32: ten bits of its fraction.
+#[inline(always)]
 fn tf32(bits: u32) -> f32 {
     f32::from_bits(bits & !0x1fff)
 }
 
 /// 8×8 matrices of 16 bits: lanes 8·i to 8·i + 7 name the rows of matrix i, and lane 4·r + c gets
 /// the two elements of row r from column 2·c on (transposed: of column r).
+#[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2,fma"))]
 pub fn load(
     warp: &mut Warp,
     context: &mut Context<'_>,
@@ -101,27 +115,38 @@ pub fn load(
     at: Address,
 ) -> Result<(), Trouble> {
     let addresses = addresses(warp, at);
-    for (i, &d) in d.iter().enumerate() {
-        let mut matrix = [[0u16; 8]; 8];
-        for (r, row) in matrix.iter_mut().enumerate() {
-            let lane = i * 8 + r;
-            let place = context.shared_place(warp, lane, addresses[lane], 16)?;
-            context.touch(warp, lane, place, 16, Access::Read, false)?;
-            let shared = &context.blocks[place.0].shared;
-            for (c, x) in row.iter_mut().enumerate() {
-                *x = shared.load(place.1 + 2 * c, 2) as u16;
+    let rows = u32::MAX >> (LANES - 8 * d.len());
+    let all = match context.own_places(warp, &addresses, rows, 16) {
+        Some(places) => context.read::<16>(warp, &places, rows)?,
+        None => {
+            let mut all = [[0; 16]; LANES];
+            for lane in lanes(rows) {
+                let place = context.shared_place(warp, lane, addresses[lane], 16)?;
+                context.touch(warp, lane, place, 16, Access::Read, false)?;
+                let (block, at) = place;
+                all[lane].copy_from_slice(&context.blocks[block].shared.bytes[at..at + 16]);
             }
+            all
         }
+    };
+    for (rows, &d) in all.chunks_exact(8).zip(d) {
+        let matrix = std::array::from_fn(|r: usize| {
+            std::array::from_fn(|c: usize| u16::from_le_bytes([rows[r][2 * c], rows[r][2 * c + 1]]))
+        });
         warp.file.set_bits(d, &fragment(&matrix, transposed), ALL);
     }
     Ok(())
 }
 
+#[inline(always)]
 fn fragment(matrix: &[[u16; 8]; 8], transposed: bool) -> [u64; LANES] {
+    let pair = |a: u16, b: u16| u64::from(a) | u64::from(b) << 16;
     std::array::from_fn(|lane| {
         let (r, c) = (lane / 4, lane % 4 * 2);
-        let at = |c: usize| u64::from(if transposed { matrix[c][r] } else { matrix[r][c] });
-        at(c) | at(c + 1) << 16
+        match transposed {
+            true => pair(matrix[c][r], matrix[c + 1][r]),
+            false => pair(matrix[r][c], matrix[r][c + 1]),
+        }
     })
 }
 
@@ -136,6 +161,7 @@ fn matrix_of(bits: &[u64; LANES], transposed: bool) -> [[u16; 8]; 8] {
     matrix
 }
 
+#[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2,fma"))]
 pub fn store(
     warp: &mut Warp,
     context: &mut Context<'_>,

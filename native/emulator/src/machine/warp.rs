@@ -5,8 +5,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::access::{self, Copy, LOCAL_WINDOW, SHARED_WINDOW, trouble};
 use super::file::{ALL, File, LANES, lanes};
-use super::shared::{Since, Thread};
-use super::{Context, FaultKind, alu, collective, tensor};
+use super::shared::{self, Since, Thread};
+use super::{Context, FaultKind, atomic, collective, tensor};
 use crate::ptx::Kernel;
 use crate::ptx::instruction::{Op, Space, Special};
 
@@ -42,7 +42,9 @@ pub struct Group {
 pub enum Stop {
     /// Its turn is over.
     Turn,
-    /// It polls something.
+    /// It looks at memory that it has looked at before, or sleeps.
+    Looks,
+    /// It looks at an mbarrier.
     Polls,
     /// All its lanes wait, or some have arrived where others may wait.
     Waits,
@@ -166,7 +168,7 @@ impl Warp {
     }
 
     pub fn thread(&self, lane: usize) -> Thread {
-        (self.rank * self.threads + (self.index * LANES + lane) as u32) as Thread
+        shared::thread(self.rank, self.index * LANES + lane)
     }
 
     /// A lane's local memory.
@@ -217,7 +219,7 @@ impl Warp {
         turn: usize,
         last: bool,
     ) -> Result<Stop, Trouble> {
-        let code = &context.kernel.code[..];
+        let (code, runs) = (&context.kernel.code[..], &context.kernel.runs[..]);
         let Some((mut pc, mut active, mut meets)) = self.pick(last) else {
             return Ok(if self.live == 0 { Stop::Done } else { Stop::Waits });
         };
@@ -231,6 +233,8 @@ impl Warp {
                 continue;
             }};
         }
+        // What was looked at in this turn: the instructions and where its first lane looks.
+        let (mut seen, mut looks) = ([(0, 0); 32], 0);
         for _ in 0..turn {
             if pc >= meets {
                 self.park(pc, active, State::Ready);
@@ -242,7 +246,8 @@ impl Warp {
                 None => active,
                 Some(guard) => active & self.file.holds(guard),
             };
-            if alu::run(&mut self.file, mask, &instruction.op) {
+            if let Some(run) = runs[pc] {
+                run(&mut self.file, mask, &instruction.op);
                 pc += 1;
                 continue;
             }
@@ -339,17 +344,24 @@ impl Warp {
                         return Ok(Stop::Polls);
                     }
                 }
-                // Others are to write what this asks for: they have their turn.
-                ref op @ Op::Ld { polls: true, .. } => {
+                // Others are to write what this asks for: when it asks again they have their turn.
+                ref op @ Op::Ld { polls: true, at, .. } => {
                     if mask != 0 {
+                        let lane = mask.trailing_zeros() as usize;
+                        let look = (pc, access::addresses(self, at)[lane]);
+                        if seen[..looks].contains(&look) || looks == seen.len() {
+                            self.park(pc, active, State::Ready);
+                            return Ok(Stop::Looks);
+                        }
+                        seen[looks] = look;
+                        looks += 1;
                         self.step(context, op, mask)?;
                     }
-                    self.park(pc + 1, active, State::Ready);
-                    return Ok(Stop::Turn);
+                    pc += 1;
                 }
                 Op::Nanosleep => {
                     self.park(pc + 1, active, State::Ready);
-                    return Ok(Stop::Polls);
+                    return Ok(Stop::Looks);
                 }
                 ref op if is_collective(op) && mask != 0 => {
                     if mask == active && mask == self.live && self.needs(op, mask) == mask {
@@ -389,6 +401,7 @@ impl Warp {
     }
 
     /// Lanes come to a collective: those whose mask is complete go through it.
+    #[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2,fma"))]
     fn gather(
         &mut self,
         context: &mut Context<'_>,
@@ -424,6 +437,7 @@ impl Warp {
     }
 
     /// What lanes do together.
+    #[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2,fma"))]
     fn together(&mut self, context: &mut Context<'_>, op: &Op, mask: u32) -> Result<(), Trouble> {
         match *op {
             Op::Shfl { mode, d, p, a, b, c, .. } => {
@@ -448,8 +462,7 @@ impl Warp {
             }
             Op::Mma { kind, d, a, b, c } => {
                 tensor::whole(mask)?;
-                // SAFETY: `machine::run` has seen that the CPU has these instructions.
-                unsafe { tensor::multiply(self, kind, &d, &a, &b, &c) };
+                tensor::multiply(self, kind, &d, &a, &b, &c);
             }
             Op::LdMatrix { count, transposed, d, at } => {
                 tensor::whole(mask)?;
@@ -471,6 +484,7 @@ impl Warp {
     }
 
     /// What touches memory, and what is left.
+    #[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2,fma"))]
     fn step(&mut self, context: &mut Context<'_>, op: &Op, mask: u32) -> Result<(), Trouble> {
         match *op {
             Op::Ld { space, ty, count, d, at, .. } => {
@@ -480,7 +494,7 @@ impl Warp {
                 access::store(self, context, mask, space, ty, &a[..usize::from(count)], at)
             }
             Op::Atom { space, op, ty, d, at, b, c } => {
-                access::atomic(self, context, mask, (space, op, ty), d, at, [b, c])
+                atomic::atomic(self, context, mask, (space, op, ty), d, at, [b, c])
             }
             Op::CpAsync { bytes, to, from, size } => {
                 access::copy(self, context, mask, usize::from(bytes), [to, from], size)

@@ -148,6 +148,13 @@ pub struct Mode {
     pub nan: bool,
 }
 
+impl Mode {
+    /// To the nearest, and nothing else.
+    pub fn is_plain(self) -> bool {
+        self.round == Round::Nearest && !self.ftz && !self.sat
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IntOp {
     Add,

@@ -5,6 +5,7 @@
 //! parse.rs               a module: its variables, functions and kernels
 //! body.rs                a kernel's registers, labels and scopes
 //! decode*.rs             an opcode and its operands → Op
+//! registers.rs           fewer registers
 //! ```
 
 pub(crate) mod body;
@@ -15,11 +16,13 @@ pub mod instruction;
 mod lexer;
 mod operand;
 mod parse;
+mod registers;
 mod special;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::machine::Run;
 use instruction::{Instruction, Reg, Special};
 
 /// A module's kernels and global variables.
@@ -43,6 +46,8 @@ pub struct Kernel {
     pub local: usize,
     /// Functions first, so that lanes in one of them are ahead of those that wait for them.
     pub code: Vec<Instruction>,
+    /// What those do that touch nothing but registers.
+    pub(crate) runs: Vec<Option<Run>>,
     /// The index in `code` that it starts at.
     pub entry: usize,
     /// Registers a thread has: narrow, wide and predicates.

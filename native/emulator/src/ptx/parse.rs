@@ -7,7 +7,8 @@ use super::body::Builder;
 use super::instruction::Ty;
 use super::lexer::{self, Kind, Token};
 use super::operand::{Cursor, Operand};
-use super::{Globals, Kernel, Module};
+use super::{Globals, Kernel, Module, registers};
+use crate::machine;
 
 /// A variable's declaration.
 #[derive(Clone, Debug)]
@@ -112,7 +113,8 @@ fn kernel(
         names.push((p.name, at));
         end = at + p.bytes;
     }
-    let built = Builder::new(scope, &names).build(entry.body)?;
+    let mut built = Builder::new(scope, &names).build(entry.body)?;
+    registers::compact(&mut built);
     Ok(Kernel {
         name: entry.name.to_owned(),
         params,
@@ -120,6 +122,7 @@ fn kernel(
         shared: built.shared,
         max_threads: entry.max_threads,
         local: built.local,
+        runs: machine::functions(&built.code),
         code: built.code,
         entry: built.entry,
         registers: built.registers,

@@ -71,11 +71,25 @@ fn cuda() -> Option<(&'static Device, MutexGuard<'static, ()>)> {
 
 /// Under a sanitizer a launch takes a hundred times as long. With `NITROX_SANITIZE=n` only the
 /// first `n` cases of each kernel variant and type run.
+fn thinned() -> Option<usize> {
+    std::env::var("NITROX_SANITIZE").ok().and_then(|n| n.parse().ok())
+}
+
+/// The cases in their order, or, where only the first ones run, the smallest first.
+pub fn in_order<C: Copy, const N: usize>(
+    cases: [C; N],
+    size: impl Fn(C) -> usize,
+) -> impl Iterator<Item = (usize, C)> {
+    let mut cases: Vec<_> = cases.into_iter().enumerate().collect();
+    if thinned().is_some() {
+        cases.sort_by_key(|&(_, case)| size(case));
+    }
+    cases.into_iter()
+}
+
 fn is_wanted(op: &Op, inputs: &[Option<&Array>]) -> bool {
     static SEEN: Mutex<BTreeMap<String, usize>> = Mutex::new(BTreeMap::new());
-    let Some(most) = std::env::var("NITROX_SANITIZE").ok().and_then(|n| n.parse().ok()) else {
-        return true;
-    };
+    let Some(most) = thinned() else { return true };
     let specs: Vec<_> = inputs.iter().map(|a| a.map(|a| &a.spec)).collect();
     let types: Vec<_> = specs.iter().map(|s| s.map(|s| s.dtype.name())).collect();
     let variant = match cuda() {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use nitrox_engine::DType;
 use nitrox_engine::op::{Op, Recurrent};
 
-use crate::harness::{NETWORK, Run};
+use crate::harness::{NETWORK, Run, in_order};
 use crate::oracle::Array;
 
 /// Batch, time, features, hidden.
@@ -46,6 +46,10 @@ const WINDOWS: [[usize; 4]; 10] = [
     [9, 5, 8, 1024],
     [40, 4, 5, 777],
 ];
+
+fn work([batch, time, features, hidden]: [usize; 4]) -> usize {
+    batch * time * hidden * (features + hidden)
+}
 
 #[derive(Debug, Clone, Copy)]
 enum Mask {
@@ -107,7 +111,7 @@ fn check(run: &mut Run, dtype: DType, [batch, time, features, hidden]: [usize; 4
 fn shapes() {
     let mut run = Run::new("recurrent shapes");
     for dtype in NETWORK {
-        for shape in SHAPES {
+        for (_, shape) in in_order(SHAPES, work) {
             check(&mut run, dtype, shape, PLAIN);
             let mask = if run.rng.coin() { Mask::Random } else { Mask::Missing };
             let options = Options {
@@ -126,7 +130,7 @@ fn shapes() {
 fn check_windows(name: &'static str) {
     let mut run = Run::new(name);
     for dtype in NETWORK {
-        for (i, shape) in WINDOWS.into_iter().enumerate() {
+        for (i, shape) in in_order(WINDOWS, work) {
             let mask = if i % 3 == 1 { Mask::Random } else { Mask::Missing };
             let options = Options { reverse: i % 4 == 2, exact: i % 2 == 1, mask, ..PLAIN };
             check(&mut run, dtype, shape, options);

@@ -62,10 +62,15 @@ impl Rng {
         &of[self.below(of.len())]
     }
 
-    /// Of mean 0 and deviation 1.
-    pub fn gauss(&mut self) -> f64 {
+    /// Two of mean 0 and deviation 1.
+    fn gauss_pair(&mut self) -> [f64; 2] {
         let radius = (-2.0 * (1.0 - self.unit()).ln()).sqrt();
-        radius * (std::f64::consts::TAU * self.unit()).cos()
+        let (sin, cos) = (std::f64::consts::TAU * self.unit()).sin_cos();
+        [radius * cos, radius * sin]
+    }
+
+    pub fn gauss(&mut self) -> f64 {
+        self.gauss_pair()[0]
     }
 
     /// A float tensor whose elements `draw` gives, from their index.
@@ -81,7 +86,13 @@ impl Rng {
     }
 
     pub fn normal(&mut self, dtype: DType, shape: &[usize], deviation: f64) -> Array {
-        self.floats(dtype, shape, |r, _| r.gauss() * deviation)
+        let mut pair = [0.0; 2];
+        self.floats(dtype, shape, |r, i| {
+            if i % 2 == 0 {
+                pair = r.gauss_pair();
+            }
+            pair[i % 2] * deviation
+        })
     }
 
     /// An integer tensor of numbers from `low` to `high`, both included.

@@ -18,7 +18,8 @@ impl Array {
 
     /// Rounds to the type.
     pub fn floats(dtype: DType, shape: &[usize], values: &[f64]) -> Self {
-        let bytes = values.iter().flat_map(|&v| float_bytes(dtype, v)).collect();
+        let mut bytes = Vec::with_capacity(values.len() * dtype.size());
+        values.iter().for_each(|&v| push_float(&mut bytes, dtype, v));
         Array::new(spec(dtype, shape), bytes)
     }
 
@@ -30,7 +31,10 @@ impl Array {
 
     /// As `ints`, for what i64 does not hold.
     pub fn integers(dtype: DType, shape: &[usize], values: &[i128]) -> Self {
-        let bytes = values.iter().flat_map(|&v| int_bytes(dtype, v)).collect();
+        let mut bytes = Vec::with_capacity(values.len() * dtype.size());
+        for v in values {
+            bytes.extend_from_slice(&v.to_le_bytes()[..dtype.size()]);
+        }
         Array::new(spec(dtype, shape), bytes)
     }
 
@@ -94,23 +98,14 @@ fn words<const N: usize>(bytes: &[u8]) -> impl Iterator<Item = [u8; N]> {
     bytes.chunks_exact(N).map(|word| word.try_into().unwrap())
 }
 
-fn float_bytes(dtype: DType, v: f64) -> Vec<u8> {
+fn push_float(bytes: &mut Vec<u8>, dtype: DType, v: f64) {
     let v = round_to(dtype, v);
     match dtype {
-        DType::F16 => f16::from_f64(v).to_ne_bytes().to_vec(),
-        DType::BF16 => bf16::from_f64(v).to_ne_bytes().to_vec(),
-        DType::F32 => (v as f32).to_ne_bytes().to_vec(),
-        DType::F64 => v.to_ne_bytes().to_vec(),
+        DType::F16 => bytes.extend(f16::from_f64(v).to_le_bytes()),
+        DType::BF16 => bytes.extend(bf16::from_f64(v).to_le_bytes()),
+        DType::F32 => bytes.extend((v as f32).to_le_bytes()),
+        DType::F64 => bytes.extend(v.to_le_bytes()),
         t => panic!("{t} is not a float type"),
-    }
-}
-
-fn int_bytes(dtype: DType, v: i128) -> Vec<u8> {
-    match dtype.size() {
-        1 => vec![v as u8],
-        2 => (v as u16).to_ne_bytes().to_vec(),
-        4 => (v as u32).to_ne_bytes().to_vec(),
-        _ => (v as u64).to_ne_bytes().to_vec(),
     }
 }
 
