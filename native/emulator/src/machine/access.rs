@@ -548,9 +548,10 @@ pub fn copy(
                 let bits = unsafe { read(from[lane] + 4 * i as u64, 4) } as u32;
                 word.copy_from_slice(&bits.to_le_bytes());
             }
-            for i in count / 4 * 4..count {
+            let rest = from[lane] + (count / 4 * 4) as u64;
+            for (byte, at) in bytes[count / 4 * 4..count].iter_mut().zip(rest..) {
                 // SAFETY: as above.
-                bytes[i] = unsafe { read(from[lane] + i as u64, 1) } as u8;
+                *byte = unsafe { read(at, 1) } as u8;
             }
         }
         let group = warp.committed[lane];

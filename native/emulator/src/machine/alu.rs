@@ -127,7 +127,7 @@ pub fn function(op: &Op) -> Option<Run> {
         Op::Mad { hi, ty, .. } => typed!(ty, mad(hi)),
         Op::MulWide { ty, .. } => mul_wide(ty),
         Op::MadWide { ty, .. } => mad_wide(ty),
-        Op::Setp { cmp, ty, ftz: false, .. } if ty == Ty::F32 => float::setp::<f32>(cmp),
+        Op::Setp { cmp, ty: Ty::F32, ftz: false, .. } => float::setp::<f32>(cmp),
         Op::Setp { cmp, ty, .. } if !ty.is_float() => typed!(ty, setp(cmp)),
         Op::Selp { d, .. } if d.is_wide() => runs!(Selp { d, a, b, p } in file, mask => {
             choose::<u64>(file, mask, [d, a, b], file.holds(p))

@@ -149,10 +149,10 @@ pub fn lanes(mut mask: u32) -> impl Iterator<Item = usize> {
 
 /// Calls `f` with each lane of a mask, from the lowest.
 #[inline(always)]
-pub fn each(mask: u32, mut f: impl FnMut(usize)) {
+pub fn each(mask: u32, f: impl FnMut(usize)) {
     match mask {
         ALL => (0..LANES).for_each(f),
-        _ => lanes(mask).for_each(|lane| f(lane)),
+        _ => lanes(mask).for_each(f),
     }
 }
 
