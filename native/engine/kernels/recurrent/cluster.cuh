@@ -64,8 +64,14 @@ struct Arrivals {
         }
     }
     // All of h after `step` is here. One thread then readies the barrier for two steps later.
+    //
+    // With it all threads of this block have read their sums, as the text above says. racecheck does
+    // not count what is sent by st.async among what puts threads in order, so for it they meet here.
     __device__ __forceinline__ void wait(int step) const {
         await_phase(barrier(step), step >> 1 & 1);
+#ifdef RACECHECK
+        __syncthreads();
+#endif
         if (threadIdx.x == 0) arm(step);
     }
 };

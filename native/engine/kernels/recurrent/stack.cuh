@@ -120,6 +120,14 @@ template <int PACKS> struct Frames {
             if (n < packs) ahead[i] = read_pack(from + step * stride + n);
         }
     }
+    // `each(n)` is called for those that this thread takes.
+    template <class Each> __device__ __forceinline__ void own(Each each) const {
+#pragma unroll
+        for (int i = 0; i < PACKS; i++) {
+            const int n = threadIdx.x + i * THREADS;
+            if (n < packs) each(n);
+        }
+    }
     // `keep(n, pack)` gets those of the step.
     template <class Keep> __device__ __forceinline__ void take(int step, Keep keep) {
 #pragma unroll
@@ -132,42 +140,50 @@ template <int PACKS> struct Frames {
     }
 };
 
-// The norm of a frame's rows, a warp each, with the arithmetic of norm/norm.cu.
+// The norm of a frame's rows, with the arithmetic of norm/norm.cu but for the divisions by the width: a
+// warp finds what a row is shifted and scaled by, then all threads apply it to the packs they took. The
+// stage is to keep pace with the cells, which leave it a thousand clocks.
 struct Normed {
     const Prologue<T>& norm;
-    f32 *gamma, *beta; // {width}, in shared memory
+    f32 *gamma, *beta; // {units}, in shared memory; zero past the width
+    float2* found;     // {rows}: the shift and the scale
     int width;
+    f32 inverse;
 
-    __device__ __forceinline__ Normed(const Stage& s, f32* shared)
-        : norm(s.norm), gamma(shared), beta(shared + s.layer.hidden), width(s.layer.hidden) {
+    __device__ __forceinline__ Normed(const Stage& s, f32* shared, int units, int rows)
+        : norm(s.norm), gamma(shared), beta(shared + units), found((float2*)(shared + 2 * units)),
+          width(s.layer.hidden), inverse(1.f / (f32)s.layer.hidden) {
         if (!norm.gamma) return;
-        for (int i = threadIdx.x; i < width; i += THREADS) {
+        for (int i = threadIdx.x; i < units; i += THREADS) {
             const Affine a = affine(norm, i, width);
             gamma[i] = a.gamma;
             beta[i] = a.beta;
         }
+        for (int row = threadIdx.x; row < rows; row += THREADS) found[row] = make_float2(0.f, 0.f);
     }
-    // `get(k)` and `put(k, value)` are a warp's own row.
-    template <class Get, class Put> __device__ __forceinline__ void apply(Get get, Put put) const {
-        const int lane = threadIdx.x % WARP;
+    // `get(i)` is the unit `at(i)` of the row, i below N, all units in one lane or another; those past
+    // the width are zero.
+    template <int N, class At, class Get>
+    __device__ __forceinline__ void find(int row, At at, Get get) const {
         f32 mean = 0.f, rest = 0.f, squares = 0.f;
         if (norm.centred) {
-#pragma unroll 4
-            for (int k = lane; k < width; k += WARP) mean += get(k);
-            mean = warp_sum(mean) / (f32)width;
+#pragma unroll
+            for (int i = 0; i < N; i++) mean += get(i);
+            mean = warp_sum(mean) * inverse;
         }
-#pragma unroll 4
-        for (int k = lane; k < width; k += WARP) {
-            const f32 d = get(k) - mean;
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            const f32 d = at(i) < width ? get(i) - mean : 0.f;
             rest += d;
             squares = fmaf(d, d, squares);
         }
-        const f32 shift = norm.centred ? warp_sum(rest) / (f32)width : 0.f;
-        const f32 variance = warp_sum(squares) / (f32)width - shift * shift;
-        const f32 scale = 1.f / sqrtf(variance + norm.epsilon);
-#pragma unroll 4
-        for (int k = lane; k < width; k += WARP)
-            put(k, fmaf((get(k) - mean - shift) * scale, gamma[k], beta[k]));
+        const f32 shift = norm.centred ? warp_sum(rest) * inverse : 0.f;
+        const f32 variance = warp_sum(squares) * inverse - shift * shift;
+        if (threadIdx.x % WARP == 0)
+            found[row] = make_float2(mean + shift, 1.f / sqrtf(variance + norm.epsilon));
+    }
+    __device__ __forceinline__ f32 apply(float2 by, int unit, f32 value) const {
+        return fmaf((value - by.x) * by.y, gamma[unit], beta[unit]);
     }
 };
 

@@ -12,9 +12,10 @@ __device__ __forceinline__ void inputs(const Stage& stage, const Place& at, int 
     const Layer& p = stage.layer;
     const Memory memory(shared);
     f32* const xs = memory.hs; // of one frame, in the order in which h lies there
-    const int tid = threadIdx.x, warp = tid / WARP;
+    const int tid = threadIdx.x, lane = tid % WARP, warp = tid / WARP;
     Frames<(ENTRIES * ROWS / 4 + THREADS - 1) / THREADS> frames(stage, cluster, stage.taken);
-    const Normed normed(stage, (f32*)(memory.spilled + WARPS * SPILLED * UNITS));
+    auto* after = (f32*)(memory.spilled + WARPS * SPILLED * UNITS);
+    const Normed normed(stage, after, at.ranks * UNITS, ROWS);
     Held w;
     hold_weights(w, p, memory.spilled, at.unit0);
     for (int i = tid; i < ENTRIES * ROWS; i += THREADS) xs[i] = 0.f;
@@ -31,9 +32,20 @@ __device__ __forceinline__ void inputs(const Stage& stage, const Place& at, int 
         __syncthreads();
         frames.ask(step + 1);
         if (stage.norm.gamma) {
-            if (warp < at.rows)
-                normed.apply([&](int k) { return xs[k * ROWS + warp]; },
-                             [&](int k, f32 value) { xs[k * ROWS + warp] = value; });
+            if (warp < at.rows) {
+                auto unit = [&](int i) { return lane + i * WARP; };
+                normed.find<ENTRIES / WARP>(warp, unit,
+                                            [&](int i) { return xs[unit(i) * ROWS + warp]; });
+            }
+            __syncthreads();
+            frames.own([&](int n) {
+                f32 v[4];
+                *(float4*)v = ((float4*)xs)[n];
+#pragma unroll
+                for (int i = 0; i < 4; i++)
+                    v[i] = normed.apply(normed.found[(4 * n + i) % ROWS], (4 * n + i) / ROWS, v[i]);
+                ((float4*)xs)[n] = *(float4*)v;
+            });
             __syncthreads();
         }
         multiply(w, memory.spilled, xs, memory.part);

@@ -18,7 +18,9 @@ __device__ __forceinline__ void inputs(const Stage& stage, const Place& at, int 
     Held w;
     hold_weights(w, p, shared, at.unit0);
     __syncthreads();
-    const Normed normed(stage, (f32*)(part + HALVES * WIDTH * PITCH));
+    const int each = at.ranks * 4; // packs of a row, 8 units each
+    auto* after = (f32*)(part + HALVES * WIDTH * PITCH);
+    const Normed normed(stage, after, at.ranks * UNITS, WIDTH);
     for (int i = tid; i < CHUNKS * COLUMNS * WARP; i += THREADS) xs[i] = make_uint4(0, 0, 0, 0);
     Given<COLUMNS> given(stage, at, cluster, UNITS * p.share);
 #pragma unroll
@@ -29,18 +31,34 @@ __device__ __forceinline__ void inputs(const Stage& stage, const Place& at, int 
     __syncthreads();
 
     for (int step = 0; step < p.steps; step++) {
-        frames.take(step, [&](int n, uint4 pack) {
-            const int each = at.ranks * 4; // packs of a row, 8 units each
-            xs[pack_of(n / each, n % each * 8)] = pack;
-        });
+        auto place = [&](int n) { return xs + pack_of(n / each, n % each * 8); };
+        frames.take(step, [&](int n, uint4 pack) { *place(n) = pack; });
         __syncthreads();
         frames.ask(step + 1);
         if (stage.norm.gamma) {
             for (int row = warp; row < at.rows; row += WARPS) {
-                auto place = [&](int k) { return (T*)xs + pack_of(row, k) * 8 + k % 8; };
-                normed.apply([&](int k) { return to_f32(*place(k)); },
-                             [&](int k, f32 value) { *place(k) = from_f32<T>(value); });
+                constexpr int PACKS = CHUNKS * 4 / WARP + (CHUNKS * 4 % WARP > 0);
+                T v[PACKS][8];
+#pragma unroll
+                for (int i = 0; i < PACKS; i++) {
+                    const int n = lane + i * WARP;
+                    const uint4 none = make_uint4(0, 0, 0, 0);
+                    *(uint4*)v[i] = n < each ? *place(row * each + n) : none;
+                }
+                normed.find<PACKS * 8>(
+                    row, [&](int i) { return (lane + i / 8 * WARP) * 8 + i % 8; },
+                    [&](int i) { return to_f32(v[i / 8][i % 8]); });
             }
+            __syncthreads();
+            frames.own([&](int n) {
+                T v[8];
+                *(uint4*)v = *place(n);
+                const float2 by = normed.found[n / each];
+#pragma unroll
+                for (int i = 0; i < 8; i++)
+                    v[i] = from_f32<T>(normed.apply(by, n % each * 8 + i, to_f32(v[i])));
+                *place(n) = *(uint4*)v;
+            });
             __syncthreads();
         }
         multiply(w, xs, part);

@@ -5,7 +5,6 @@ use super::launch::{Args, Context, Grid};
 use super::modules::Module;
 use super::norm::{Prologue, explain_prologue};
 use super::props::Props;
-use super::trial::Trial;
 use super::walk::stray;
 use crate::call::Call;
 use crate::device::Explanation;
@@ -138,8 +137,7 @@ impl Shape {
 
 /// Whether one launch does the whole layer.
 pub fn fuses(props: &Props, op: &AttentionBlock, inputs: &[Option<&Spec>]) -> bool {
-    props.trials.has(Trial::AttentionBlock)
-        && Shape::of(op, inputs).is_ok_and(|shape| shape.fits(props))
+    Shape::of(op, inputs).is_ok_and(|shape| shape.fits(props))
 }
 
 pub fn explain(

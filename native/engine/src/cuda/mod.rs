@@ -44,9 +44,9 @@ mod shape;
 mod solve;
 pub mod sources;
 mod stack;
+mod stack_step;
 pub mod stream;
 pub mod survey;
-pub mod trial;
 mod walk;
 pub mod warmup;
 mod window;
@@ -63,7 +63,6 @@ pub use modules::{Function, Module};
 pub use nvrtc::Nvrtc;
 pub use props::Props;
 pub use stream::{Event, Stream};
-pub use trial::{Trial, Trials};
 pub use warmup::{Progress, compile_all};
 
 use crate::call::Call;
@@ -102,15 +101,6 @@ impl Cuda {
     /// To be called once for each `ordinal` in a process, and kept: the pools of two would not
     /// know of each other.
     pub fn open(ordinal: u32, memory_limit: Option<usize>) -> Result<Arc<Self>> {
-        Cuda::open_with(ordinal, memory_limit, Trials::from_env()?)
-    }
-
-    /// [`Cuda::open`] with other trials than `NITROX_TRIAL` names.
-    pub fn open_with(
-        ordinal: u32,
-        memory_limit: Option<usize>,
-        trials: Trials,
-    ) -> Result<Arc<Self>> {
         const SEGMENT: usize = 64 << 20;
         const OLDEST: u32 = 8;
         let id = Id::Cuda(ordinal);
@@ -126,7 +116,7 @@ impl Cuda {
             other => return unavailable(format!("cuDeviceGet: {}", api.explain(other))),
         }
         let driver = Arc::new(Driver::retain(api, device, ordinal)?);
-        let props = Props::read(&driver, trials)?;
+        let props = Props::read(&driver)?;
         if props.major < OLDEST {
             let Props { name, major, minor, .. } = &props;
             return unavailable(format!(

@@ -7,7 +7,6 @@ use cudarc::driver::sys::CUdevice_attribute as Attribute;
 
 use super::blas::Blas;
 use super::driver::Driver;
-use super::trial::Trials;
 use crate::error::Result;
 
 /// What a GPU has. Sizes are bytes.
@@ -34,8 +33,6 @@ pub struct Props {
     /// How many clusters of 16 blocks, each of which has a multiprocessor's shared memory to
     /// itself, run at once; 0 where there are no such clusters.
     pub clusters: u32,
-    /// Which variants it takes that wait for their measurement.
-    pub trials: Trials,
 }
 
 impl Props {
@@ -45,7 +42,7 @@ impl Props {
         arch(self.major, self.minor)
     }
 
-    pub(super) fn read(driver: &Arc<Driver>, trials: Trials) -> Result<Self> {
+    pub(super) fn read(driver: &Arc<Driver>) -> Result<Self> {
         let attribute = |which: Attribute| attribute(driver, which as u32);
         let mut name = [0 as c_char; 256];
         let api = driver.enter()?;
@@ -82,7 +79,6 @@ impl Props {
             blas: Blas::new(driver),
             // Asked of a kernel, which is not there yet.
             clusters: 0,
-            trials,
         })
     }
 }

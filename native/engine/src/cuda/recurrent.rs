@@ -8,7 +8,6 @@ use super::linear::Linear;
 use super::modules::Module;
 use super::norm::{Prologue, explain_prologue};
 use super::props::Props;
-use super::trial::Trial;
 use super::window::{self, Window};
 use crate::call::Call;
 use crate::device::Explanation;
@@ -154,8 +153,7 @@ struct StepForm {
 }
 
 impl StepForm {
-    /// `early`: for a launch that may begin before the one ahead has ended.
-    fn of(props: &Props, layer: &Layer, early: bool) -> Self {
+    fn of(props: &Props, layer: &Layer) -> Self {
         let Layer { batch, input, hidden, .. } = *layer;
         let module = |source| step_module(source, layer.dtype, layer.gates, layer.norm.is_some());
         let pack = 16 / layer.dtype.size();
@@ -166,9 +164,7 @@ impl StepForm {
             groups * blocks <= props.sms as usize && (input + hidden) / blocks >= STEP_LEAST
         };
         let cluster = [8, 4, 2].into_iter().find(cluster);
-        let late = !early && layer.norm.is_none();
-        let clusters = props.clusters > 0 && whole && (late || props.trials.has(Trial::StepEarly));
-        if let (true, 1, Some(cluster)) = (clusters, batch, cluster)
+        if let (true, 1, Some(cluster)) = (props.clusters > 0 && whole, batch, cluster)
             && input + hidden <= STEP_SPAN
         {
             let (module, entry) = (module(STEP_CLUSTER).since(9), "step_cluster");
@@ -278,7 +274,7 @@ pub fn explain(props: &Props, op: &Op, inputs: &[Option<&Spec>]) -> Result<Expla
                 true => format!("{why}: a launch a step, after x · wi for all of them"),
                 false => format!("{why}: a launch a step, x · wi in it"),
             };
-            let by = match StepForm::of(props, &layer, true).cluster {
+            let by = match StepForm::of(props, &layer).cluster {
                 1 => String::new(),
                 blocks => format!(", by clusters of {blocks} blocks"),
             };
@@ -308,12 +304,7 @@ pub fn modules(props: &Props, op: &Op, inputs: &[Option<&Spec>]) -> Result<Vec<M
         Plan::Cluster(cluster) => (vec![cluster.module(&layer)], true),
         Plan::Grid(parts) => (vec![parts.module(&layer)], true),
         Plan::Window(window) => (vec![window.module(&layer)], true),
-        Plan::Steps { projected, .. } => {
-            // Whether it may be early is known at the launch.
-            let mut all = [false, true].map(|e| StepForm::of(props, &layer, e).module).to_vec();
-            all.dedup();
-            (all, projected)
-        }
+        Plan::Steps { projected, .. } => (vec![StepForm::of(props, &layer).module], projected),
     };
     if projected {
         all.extend(layer.linear(bias(&layer, inputs)).modules(props)?);
@@ -462,7 +453,7 @@ unsafe fn launch_steps(cx: &Context, layer: &Layer, projected: bool, call: &Call
     let size = layer.dtype.size();
     let weights = (layer.wi..layer.wi + 3).chain(layer.wi + 4..layer.wi + 6);
     let early = call.constant(weights);
-    let StepForm { module, entry, blocks, cluster, lanes } = StepForm::of(cx.props(), layer, early);
+    let StepForm { module, entry, blocks, cluster, lanes } = StepForm::of(cx.props(), layer);
     let grid = Grid::new_3d(blocks, STEP_THREADS)?.clusters(cluster as u32).early(early);
     let function = cx.function(&module, entry)?;
 

@@ -1,5 +1,6 @@
 //! `recurrent_stack`: a window of layers one upon the other in one launch after the first one's
-//! projection, each layer a few frames behind the one below: `kernels/recurrent/stack*.cu`.
+//! projection, each layer a few frames behind the one below: `kernels/recurrent/stack.cuh`. One frame of
+//! them is `stack_step.rs`.
 
 use super::cluster::{self, Kernel};
 use super::launch::{Args, Context, Grid};
@@ -7,7 +8,7 @@ use super::modules::Module;
 use super::norm::Prologue;
 use super::props::Props;
 use super::recurrent::{self, Layer, PROJECTION_LIMIT, Parameters, WINDOW_STEPS};
-use super::trial::Trial;
+use super::stack_step::{self, Frame};
 use super::walk::stray;
 use crate::call::{Call, View};
 use crate::device::Explanation;
@@ -21,6 +22,8 @@ const LAYERS: usize = 4;
 const STAGES: usize = 2 * LAYERS - 1;
 /// Bytes of a pack, and those that hold the tickets.
 const PACK: usize = 16;
+/// A cluster's at most.
+const ROWS: usize = 8;
 const TICKETS: usize = 256;
 
 type Inputs<'a> = &'a [Option<&'a Spec>];
@@ -37,8 +40,14 @@ struct Stack {
     exact: bool,
 }
 
+enum Form {
+    /// With the first layer.
+    Window(Stack, Layer),
+    Frame(Frame, Vec<Layer>),
+}
+
 /// None where the layers are of different kinds, or do not all fit at once.
-fn choose(props: &Props, op: &RecurrentStack, inputs: Inputs) -> Option<(Stack, Layer)> {
+fn choose(props: &Props, op: &RecurrentStack, inputs: Inputs) -> Option<Form> {
     let layers = layers(op, inputs).ok()?;
     let (first, rest) = layers.split_first()?;
     let alike = |l: &Layer| {
@@ -46,8 +55,11 @@ fn choose(props: &Props, op: &RecurrentStack, inputs: Inputs) -> Option<(Stack, 
             && l.input == first.hidden
     };
     let sizes = (2..=LAYERS).contains(&layers.len()) && rest.iter().all(alike);
-    if !props.trials.has(Trial::RecurrentStack) || !sizes {
+    if !sizes {
         return None;
+    }
+    if first.steps == 1 {
+        return Some(Form::Frame(Frame::of(props, &layers)?, layers));
     }
     if first.batch == 0 || first.hidden == 0 || first.steps < WINDOW_STEPS {
         return None;
@@ -57,7 +69,8 @@ fn choose(props: &Props, op: &RecurrentStack, inputs: Inputs) -> Option<(Stack, 
     let exact = cluster::is_exact(first);
     let most = at_once / stages;
     let fits = |k: &Kernel| {
-        is_for_few(k) && shared(k, first) + cluster::DECLARED <= props.shared_optin as usize
+        let bytes = shared(k, first.gates, blocks) + cluster::DECLARED;
+        is_for_few(k) && bytes <= props.shared_optin as usize
     };
     let stacks = cluster::kernels(first.dtype, first.hidden).filter(fits).filter_map(|kernel| {
         let share = first.batch.div_ceil(most.max(1)).min(kernel.most_rows(exact));
@@ -66,7 +79,7 @@ fn choose(props: &Props, op: &RecurrentStack, inputs: Inputs) -> Option<(Stack, 
         let bytes = stack.exchange_bytes(first.steps).max(first.projection_bytes());
         (clusters <= most && bytes <= PROJECTION_LIMIT).then_some(stack)
     });
-    Some((stacks.min_by_key(|s| s.kernel.clocks(s.share))?, *first))
+    Some(Form::Window(stacks.min_by_key(|s| s.kernel.clocks(s.share))?, *first))
 }
 
 /// Those for more rows would leave each layer too few clusters to be worth it.
@@ -86,9 +99,10 @@ fn layers(op: &RecurrentStack, inputs: Inputs) -> Result<Vec<Layer>> {
     Ok(layers)
 }
 
-/// Bytes of shared memory of a block: also gamma and beta, behind what cells have.
-fn shared(kernel: &Kernel, layer: &Layer) -> usize {
-    kernel.shared(layer.gates) + 2 * layer.hidden * 4
+/// Bytes of shared memory of a block: behind what cells have gamma and beta of all units, and the shift
+/// and the scale of each row.
+fn shared(kernel: &Kernel, gates: usize, blocks: usize) -> usize {
+    kernel.shared(gates) + 2 * blocks * cluster::UNITS * 4 + 8 * ROWS
 }
 
 impl Stack {
@@ -116,7 +130,7 @@ impl Stack {
     }
 }
 
-fn chosen(props: &Props, op: &RecurrentStack, inputs: Inputs) -> Result<(Stack, Layer)> {
+fn chosen(props: &Props, op: &RecurrentStack, inputs: Inputs) -> Result<Form> {
     choose(props, op, inputs)
         .ok_or_else(|| Error::Internal("recurrent_stack: fused where it does not fit".into()))
 }
@@ -127,7 +141,10 @@ pub fn fuses(props: &Props, op: &RecurrentStack, inputs: Inputs) -> bool {
 }
 
 pub fn explain(props: &Props, op: &RecurrentStack, inputs: Inputs) -> Result<Explanation> {
-    let (stack, layer) = chosen(props, op, inputs)?;
+    let (stack, layer) = match chosen(props, op, inputs)? {
+        Form::Window(stack, layer) => (stack, layer),
+        Form::Frame(frame, _) => return Ok(frame.explain()),
+    };
     let (product, _, launches) = layer.linear(has_bias(op, &layer, inputs)).explain(props)?;
     let Stack { blocks, share, clusters, stages, .. } = stack;
     let why = format!(
@@ -141,20 +158,23 @@ pub fn explain(props: &Props, op: &RecurrentStack, inputs: Inputs) -> Result<Exp
 }
 
 pub fn modules(props: &Props, op: &RecurrentStack, inputs: Inputs) -> Result<Vec<Module>> {
-    let (stack, layer) = chosen(props, op, inputs)?;
+    let (stack, layer) = match chosen(props, op, inputs)? {
+        Form::Window(stack, layer) => (stack, layer),
+        Form::Frame(frame, _) => return Ok(frame.modules()),
+    };
     let mut all = vec![stack.module(&layer)];
     all.extend(layer.linear(has_bias(op, &layer, inputs)).modules(props)?);
     Ok(all)
 }
 
 pub fn workspace(props: &Props, op: &RecurrentStack, inputs: Inputs) -> Result<usize> {
-    let (stack, layer) = chosen(props, op, inputs)?;
+    let Form::Window(stack, layer) = chosen(props, op, inputs)? else { return Ok(0) };
     let scratch = layer.linear(has_bias(op, &layer, inputs)).workspace(props);
     Ok(layer.projection_bytes() + stack.exchange_bytes(layer.steps).max(scratch))
 }
 
 pub fn is_warm(props: &Props, op: &RecurrentStack, inputs: Inputs) -> Result<bool> {
-    let (_, layer) = chosen(props, op, inputs)?;
+    let Form::Window(_, layer) = chosen(props, op, inputs)? else { return Ok(true) };
     Ok(layer.linear(has_bias(op, &layer, inputs)).is_warm(props))
 }
 
@@ -190,7 +210,11 @@ struct Launch {
 /// As for [`crate::Device::execute`].
 pub unsafe fn launch(cx: &Context, op: &RecurrentStack, call: &Call) -> Result<()> {
     let specs: Vec<_> = call.inputs.iter().map(|v| v.map(|v| v.spec)).collect();
-    let (stack, first) = chosen(cx.props(), op, &specs)?;
+    let (stack, first) = match chosen(cx.props(), op, &specs)? {
+        Form::Window(stack, first) => (stack, first),
+        // SAFETY: the caller vouches for the call.
+        Form::Frame(frame, layers) => return unsafe { frame.launch(cx, op, &layers, call) },
+    };
     let Some((&seq, states)) = call.outputs.split_first() else { return stray("recurrent_stack") };
     let tickets = call.workspace + first.projection_bytes() as u64;
     // What stage n has for the next one lies behind what the one before it has.
@@ -241,7 +265,7 @@ pub unsafe fn launch(cx: &Context, op: &RecurrentStack, call: &Call) -> Result<(
     }
     let function = cx.function(&stack.module(&first), "stack")?;
     let grid = Grid::new(stack.stages * stack.clusters * stack.blocks, cluster::THREADS)?
-        .shared(shared(&stack.kernel, &first) as u32)
+        .shared(shared(&stack.kernel, first.gates, stack.blocks) as u32)
         .clusters(stack.blocks as u32);
     let launch = Launch { stage, tickets, stages: stack.stages as i32, padding: 0 };
     // SAFETY: the workspace holds the exchange; this is the entry's parameter, and the caller vouches
@@ -253,7 +277,7 @@ pub unsafe fn launch(cx: &Context, op: &RecurrentStack, call: &Call) -> Result<(
 }
 
 pub fn all_modules() -> Vec<Module> {
-    let mut all = Vec::new();
+    let mut all = stack_step::all_modules();
     for dtype in [DType::F32, DType::BF16, DType::F16] {
         for (gates, hidden) in [3, 4].into_iter().flat_map(|g| [128, 256, 512].map(|h| (g, h))) {
             let few = cluster::kernels(dtype, hidden).filter(is_for_few);

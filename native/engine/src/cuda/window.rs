@@ -236,7 +236,6 @@ pub(super) mod tests {
             cooperative: true,
             blas: Default::default(),
             clusters: 0,
-            trials: Default::default(),
         }
     }
 

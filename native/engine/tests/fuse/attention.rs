@@ -2,12 +2,11 @@
 
 use std::collections::HashMap;
 
-use nitrox_engine::cuda::Trial;
 use nitrox_engine::op::*;
 use nitrox_engine::program::{Feed, Graph, Mode, Options, Output, Program, Ref, Session, Started};
 use nitrox_engine::{DType, Spec, Tensor};
 
-use crate::harness::{Builder, DTYPES, Report, cuda, cuda_with};
+use crate::harness::{Builder, DTYPES, Report, cuda};
 use crate::oracle::{self, Array, Expected};
 
 #[derive(Debug, Clone, Copy)]
@@ -155,7 +154,7 @@ fn check(
 #[test]
 fn a_frame_of_a_layer_of_attention_is_one_launch() {
     let name = "a_frame_of_a_layer_of_attention_is_one_launch";
-    let Some(device) = cuda_with(name, &[Trial::AttentionBlock]) else { return };
+    let Some(device) = cuda(name) else { return };
     let mut report = Report::default();
     for dtype in DTYPES {
         let mut b = Builder::new(&device, dtype);
@@ -174,7 +173,7 @@ fn a_frame_of_a_layer_of_attention_is_one_launch() {
 
 #[test]
 fn layers_of_many_sizes_are_one_launch() {
-    let Some(device) = cuda_with("layers_of_many_sizes", &[Trial::AttentionBlock]) else {
+    let Some(device) = cuda("layers_of_many_sizes") else {
         return;
     };
     let mut report = Report::default();
@@ -197,10 +196,10 @@ fn layers_of_many_sizes_are_one_launch() {
     report.finish("attention of many sizes");
 }
 
-/// Sizes that the kernel's threads do not divide evenly, many rows, and devices that were not asked to.
+/// Sizes that the kernel's threads do not divide evenly, and many rows.
 #[test]
 fn layers_that_do_not_fit_stay() {
-    let Some(device) = cuda_with("layers_that_do_not_fit_stay", &[Trial::AttentionBlock]) else {
+    let Some(device) = cuda("layers_that_do_not_fit_stay") else {
         return;
     };
     let mut report = Report::default();
@@ -215,15 +214,13 @@ fn layers_that_do_not_fit_stay() {
     apart(&mut report, &device, DType::F32, 1, Sizes { inner: 96, ..small }, 7);
     apart(&mut report, &device, DType::F32, 1, Sizes { heads: 3, size: 64, ..small }, 7);
     apart(&mut report, &device, DType::F32, 9, small, 10);
-    let plain = cuda("layers_that_do_not_fit_stay").unwrap();
-    apart(&mut report, &plain, DType::F32, 1, small, 7);
     report.finish("attention without");
 }
 
 #[test]
 fn a_layer_says_what_it_does_and_refuses_what_it_cannot() {
     let name = "a_layer_says_what_it_does_and_refuses_what_it_cannot";
-    let Some(device) = cuda_with(name, &[Trial::AttentionBlock]) else { return };
+    let Some(device) = cuda(name) else { return };
     let explain = |rows| {
         let Sizes { heads, size, inner, context, .. } = BACKBONE;
         let width = heads * size;
@@ -252,7 +249,7 @@ fn a_layer_says_what_it_does_and_refuses_what_it_cannot() {
 #[test]
 fn a_frame_that_was_prepared_is_the_same() {
     let name = "a_frame_that_was_prepared_is_the_same";
-    let Some(device) = cuda_with(name, &[Trial::AttentionBlock]) else { return };
+    let Some(device) = cuda(name) else { return };
     let s = Sizes { heads: 2, size: 64, inner: 128, context: 4, other: false };
     let mut b = Builder::new(&device, DType::F32);
     let graph = net(&mut b, 2, 1, s);
