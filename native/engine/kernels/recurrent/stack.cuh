@@ -120,22 +120,22 @@ template <int PACKS> struct Frames {
             if (n < packs) ahead[i] = read_pack(from + step * stride + n);
         }
     }
-    // `each(n)` is called for those that this thread takes.
+    // `each(i)` is called for those that this thread takes.
     template <class Each> __device__ __forceinline__ void own(Each each) const {
 #pragma unroll
         for (int i = 0; i < PACKS; i++) {
             const int n = threadIdx.x + i * THREADS;
-            if (n < packs) each(n);
+            if (n < packs) each(i);
         }
     }
-    // `keep(n, pack)` gets those of the step.
+    // `keep(i, n, pack)` gets those of the step.
     template <class Keep> __device__ __forceinline__ void take(int step, Keep keep) {
 #pragma unroll
         for (int i = 0; i < PACKS; i++) {
             const int n = threadIdx.x + i * THREADS;
             if (n >= packs) break;
             while (!is_there(ahead[i])) ahead[i] = read_pack(from + step * stride + n);
-            keep(n, inverted(ahead[i]));
+            keep(i, n, inverted(ahead[i]));
         }
     }
 };
@@ -180,10 +180,18 @@ struct Normed {
         const f32 shift = norm.centred ? warp_sum(rest) * inverse : 0.f;
         const f32 variance = warp_sum(squares) * inverse - shift * shift;
         if (threadIdx.x % WARP == 0)
-            found[row] = make_float2(mean + shift, 1.f / sqrtf(variance + norm.epsilon));
+            found[row] = make_float2(mean + shift, rsqrtf(variance + norm.epsilon));
     }
     __device__ __forceinline__ f32 apply(float2 by, int unit, f32 value) const {
         return fmaf((value - by.x) * by.y, gamma[unit], beta[unit]);
+    }
+    // Of four units from `unit` on.
+    __device__ __forceinline__ void apply(float2 by, int unit, f32 (&value)[4]) const {
+        const float4 a = *(const float4*)(gamma + unit), b = *(const float4*)(beta + unit);
+        value[0] = fmaf((value[0] - by.x) * by.y, a.x, b.x);
+        value[1] = fmaf((value[1] - by.x) * by.y, a.y, b.y);
+        value[2] = fmaf((value[2] - by.x) * by.y, a.z, b.z);
+        value[3] = fmaf((value[3] - by.x) * by.y, a.w, b.w);
     }
 };
 

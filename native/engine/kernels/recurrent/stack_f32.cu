@@ -28,7 +28,7 @@ __device__ __forceinline__ void inputs(const Stage& stage, const Place& at, int 
     __syncthreads();
 
     for (int step = 0; step < p.steps; step++) {
-        frames.take(step, [&](int n, uint4 pack) { ((uint4*)xs)[n] = pack; });
+        frames.take(step, [&](int, int n, uint4 pack) { ((uint4*)xs)[n] = pack; });
         __syncthreads();
         frames.ask(step + 1);
         if (stage.norm.gamma) {
@@ -38,7 +38,8 @@ __device__ __forceinline__ void inputs(const Stage& stage, const Place& at, int 
                                             [&](int i) { return xs[unit(i) * ROWS + warp]; });
             }
             __syncthreads();
-            frames.own([&](int n) {
+            frames.own([&](int own) {
+                const int n = tid + own * THREADS;
                 f32 v[4];
                 *(float4*)v = ((float4*)xs)[n];
 #pragma unroll

@@ -14,11 +14,21 @@ __device__ __forceinline__ void inputs(const Stage& stage, const Place& at, int 
     auto* xs = (uint4*)shared;                            // [CHUNKS][COLUMNS][WARP], of one frame
     auto* part = (float4*)(xs + 2 * CHUNKS * COLUMNS * WARP); // [HALVES][WIDTH][PITCH]
     const int tid = threadIdx.x, lane = tid % WARP, warp = tid / WARP;
-    Frames<(CHUNKS * WIDTH * 4 + THREADS - 1) / THREADS> frames(stage, cluster, at.rows * at.ranks * 4);
+    constexpr int TAKEN = (CHUNKS * WIDTH * 4 + THREADS - 1) / THREADS;
+    Frames<TAKEN> frames(stage, cluster, at.rows * at.ranks * 4);
+    const int each = at.ranks * 4; // packs of a row, 8 units each
+    // Where those of this thread lie, found once: the division takes longer than a pack.
+    struct {
+        int row, unit, place;
+    } own[TAKEN];
+#pragma unroll
+    for (int i = 0; i < TAKEN; i++) {
+        const int n = tid + i * THREADS, row = n / each, unit = (n - row * each) * 8;
+        own[i] = {row, unit, pack_of(row, unit)};
+    }
     Held w;
     hold_weights(w, p, shared, at.unit0);
     __syncthreads();
-    const int each = at.ranks * 4; // packs of a row, 8 units each
     auto* after = (f32*)(part + HALVES * WIDTH * PITCH);
     const Normed normed(stage, after, at.ranks * UNITS, WIDTH);
     for (int i = tid; i < CHUNKS * COLUMNS * WARP; i += THREADS) xs[i] = make_uint4(0, 0, 0, 0);
@@ -31,33 +41,36 @@ __device__ __forceinline__ void inputs(const Stage& stage, const Place& at, int 
     __syncthreads();
 
     for (int step = 0; step < p.steps; step++) {
-        auto place = [&](int n) { return xs + pack_of(n / each, n % each * 8); };
-        frames.take(step, [&](int n, uint4 pack) { *place(n) = pack; });
+        frames.take(step, [&](int i, int, uint4 pack) { xs[own[i].place] = pack; });
         __syncthreads();
         frames.ask(step + 1);
         if (stage.norm.gamma) {
             for (int row = warp; row < at.rows; row += WARPS) {
                 constexpr int PACKS = CHUNKS * 4 / WARP + (CHUNKS * 4 % WARP > 0);
-                T v[PACKS][8];
+                __align__(16) T v[PACKS][8];
 #pragma unroll
                 for (int i = 0; i < PACKS; i++) {
                     const int n = lane + i * WARP;
                     const uint4 none = make_uint4(0, 0, 0, 0);
-                    *(uint4*)v[i] = n < each ? *place(row * each + n) : none;
+                    *(uint4*)v[i] = n < each ? xs[pack_of(row, n * 8)] : none;
                 }
                 normed.find<PACKS * 8>(
                     row, [&](int i) { return (lane + i / 8 * WARP) * 8 + i % 8; },
                     [&](int i) { return to_f32(v[i / 8][i % 8]); });
             }
             __syncthreads();
-            frames.own([&](int n) {
-                T v[8];
-                *(uint4*)v = *place(n);
-                const float2 by = normed.found[n / each];
+            frames.own([&](int i) {
+                __align__(16) T v[8];
+                *(uint4*)v = xs[own[i].place];
+                const float2 by = normed.found[own[i].row];
 #pragma unroll
-                for (int i = 0; i < 8; i++)
-                    v[i] = from_f32<T>(normed.apply(by, n % each * 8 + i, to_f32(v[i])));
-                *place(n) = *(uint4*)v;
+                for (int k = 0; k < 8; k += 4) {
+                    f32 x[4] = {to_f32(v[k]), to_f32(v[k + 1]), to_f32(v[k + 2]), to_f32(v[k + 3])};
+                    normed.apply(by, own[i].unit + k, x);
+#pragma unroll
+                    for (int j = 0; j < 4; j++) v[k + j] = from_f32<T>(x[j]);
+                }
+                xs[own[i].place] = *(uint4*)v;
             });
             __syncthreads();
         }

@@ -141,19 +141,20 @@ impl Runner {
         let mut windows: Vec<Window> = readback.iter().filter_map(|r| r.window.clone()).collect();
         let mut copied = inputs.as_ref().filter(|_| variant.staged);
         // An input that is an output too is read back from its slot.
+        let gate = self.gate.as_ref().filter(|_| variant.gated);
         if plan.input_bytes <= MAPPED && !plan.echoes {
             let range = 0..plan.input_bytes;
-            windows.extend(copied.take().map(|host| Window { range, addr: host.device() }));
+            let host = copied.take().filter(|_| !gate.is_some_and(Gate::has_mail));
+            windows.extend(host.map(|host| Window { range, addr: host.device() }));
         }
         // Kernels are compiled and loaded now: nothing may block inside a capture.
         slots.calls(plan, variant.parity, &windows, |call| {
             let specs: Vec<_> = call.inputs.iter().map(|i| i.map(|view| view.spec)).collect();
             self.cuda.prepare(call.op, &specs)
         })?;
-        let gate = self.gate.as_ref().filter(|_| variant.gated);
         let graph = self.cuda.capture(&self.stream, |cx| {
             if let Some(gate) = gate {
-                gate.capture(cx)?;
+                gate.capture(cx, slots.base())?;
             }
             if let Some(staging) = copied {
                 // SAFETY: the slots and the staging memory live as long as this runner's
@@ -286,7 +287,10 @@ impl Runner {
             return Ok(false);
         }
         if self.gate.is_none() {
-            self.gate = Some(Gate::new(&self.cuda)?);
+            let plan = &program.plan;
+            let mailed = plan.input_bytes <= gate::MAIL && !plan.echoes;
+            let bytes = if mailed { plan.input_bytes } else { 0 };
+            self.gate = Some(Gate::new(&self.cuda, bytes)?);
             // The main stream writes its count, which a gate that came first would have counted from
             // something else, and then let pass what it should not.
             self.after_main = true;
@@ -318,7 +322,8 @@ impl Runner {
 
     /// Lets the armed run pass, if it still waits.
     fn open(&mut self) -> bool {
-        self.armed && self.gate.as_ref().is_some_and(Gate::open) && {
+        let inputs = self.inputs.as_ref();
+        self.armed && self.gate.as_ref().is_some_and(|gate| gate.open(inputs)) && {
             self.armed = false;
             true
         }
