@@ -16,6 +16,13 @@ __device__ __forceinline__ f32 short_reciprocal(f32 x) {
     return y;
 }
 
+// 1 / (1 + exp(-x)). Both terms of the sum are 2^-20 of what they are, so that neither a large exponential
+// overflows nor a small quotient is lost where the types still have numbers.
+__device__ __forceinline__ f32 short_sigmoid(f32 x) {
+    const f32 part = 9.5367431640625e-7f;
+    return part * short_reciprocal(part + short_exp2(fmaf(x, -1.4426950408889634f, -20.f)));
+}
+
 // (1 - e) / (1 + e) with e = exp(-2|x|). Where 1 - e would cancel, tanh x is x to those digits.
 __device__ __forceinline__ f32 short_tanh(f32 x) {
     const f32 e = short_exp2(fabsf(x) * -2.8853900817779268f);

@@ -13,10 +13,9 @@
 
 constexpr int THREADS = 256;
 constexpr int WARPS = THREADS / WARP;
-constexpr int DEPTH = 4;
 constexpr int MAX_COLUMNS = 64;
 
-template <int ROWS, int VEC>
+template <int ROWS, int VEC, int DEPTH = 4>
 __device__ __forceinline__ void product(const T* x, const T* w, const T* up, Epilogue<T> end,
                                         int rows, int k, int lanes, const Prologue<T>& norm) {
     // A span holds whole batches of DEPTH · THREADS / lanes rows of w, for lanes of at least 2.
@@ -123,14 +122,16 @@ __device__ __forceinline__ void product(const T* x, const T* w, const T* up, Epi
     }
 }
 
-#define ENTRY(NAME, ROWS, VEC)                                                                    \
+#define ENTRY(NAME, ROWS, ...)                                                                    \
     extern "C" __global__ void __launch_bounds__(THREADS)                                         \
         NAME(const T* x, const T* w, const T* up, Epilogue<T> end, int rows, int k, int lanes,    \
              const Prologue<T> norm) {                                                            \
-        product<ROWS, VEC>(x, w, up, end, rows, k, lanes, norm);                                  \
+        product<ROWS, __VA_ARGS__>(x, w, up, end, rows, k, lanes, norm);                                  \
     }
 
 ENTRY(vector_1, 1, 16 / sizeof(T))
+// Where w is long: half the blocks, of rows twice as wide, ask for as much.
+ENTRY(vector_long, 1, 16 / sizeof(T), 8)
 ENTRY(vector_2, 2, 16 / sizeof(T))
 ENTRY(vector_4, 4, 16 / sizeof(T))
 ENTRY(vector_8, 8, 16 / sizeof(T))

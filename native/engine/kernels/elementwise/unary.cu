@@ -1,5 +1,6 @@
 // One entry for all functions of one tensor: the kind is the same for every thread, so the switch
 // costs a branch, and there is one module a type instead of one a function.
+#include "common/full.cuh"
 #include "common/short.cuh"
 #include "common/walk.cuh"
 #include "elementwise/math.cuh"
@@ -41,8 +42,8 @@ template <> struct IsHalf<f16> { static const bool value = true; };
 template <bool SHORT> struct Hot {
     static __device__ __forceinline__ f32 exponential(f32 x) { return expf(x); }
     static __device__ __forceinline__ f32 tangent(f32 x) { return tanhf(x); }
-    static __device__ __forceinline__ f32 logistic(f32 x) { return sigmoid(x); }
-    static __device__ __forceinline__ f32 normal(f32 x) { return gelu(x); }
+    static __device__ __forceinline__ f32 logistic(f32 x) { return full_sigmoid(x); }
+    static __device__ __forceinline__ f32 normal(f32 x) { return full_gelu(x); }
     static __device__ __forceinline__ f32 sine(f32 x) { return sinf(x); }
     static __device__ __forceinline__ f32 cosine(f32 x) { return cosf(x); }
     static __device__ __forceinline__ bool takes_turns(const f32*) { return true; }

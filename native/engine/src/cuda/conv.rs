@@ -11,7 +11,12 @@ use crate::op::CausalConv1d;
 use crate::spec::{DType, Spec};
 
 const SOURCE: &str = "conv/conv.cu";
+/// These three as in `conv/conv.cu`.
 const THREADS: usize = 128;
+/// Blocks that a multiprocessor holds at once.
+const RESIDENT: usize = 6;
+/// Channels of a pack where the last frames stay in registers.
+const WINDOW: usize = 4;
 /// Frames that a thread takes where there are threads enough: the first K − 1 are read by its
 /// neighbour too.
 const LONGEST_RUN: usize = 32;
@@ -59,19 +64,21 @@ fn plan(props: &Props, inputs: &[Option<&Spec>]) -> Result<Plan> {
         return Err(Error::unsupported("causal_conv1d", "at most 2^31 - 1 channels"));
     }
     let taps = w.rows();
-    let pack = 16 / x.dtype.size();
+    let wide = 16 / x.dtype.size();
     let (pack, entry) = match taps {
-        _ if channels % pack != 0 => (1, "conv_odd"),
-        2 => (pack, "conv_2"),
-        3 => (pack, "conv_3"),
-        4 => (pack, "conv_4"),
-        _ => (pack, "conv_any"),
+        2 if channels % WINDOW == 0 => (WINDOW, "conv_2"),
+        3 if channels % WINDOW == 0 => (WINDOW, "conv_3"),
+        4 if channels % WINDOW == 0 => (WINDOW, "conv_4"),
+        _ if channels % wide == 0 => (wide, "conv_any"),
+        _ => (1, "conv_odd"),
     };
     let packs = channels / pack;
-    // As long as may be, but threads enough to keep the card's memory busy.
+    // As long as may be, but so that the card is full: in as few rounds as there must be, and none of
+    // them for a few blocks alone.
     let lanes = batch.saturating_mul(packs).max(1);
-    let wanted = (8 * THREADS * props.sms as usize).div_ceil(lanes);
-    let run = length.div_ceil(wanted).clamp(1, LONGEST_RUN);
+    let round = RESIDENT * THREADS * props.sms as usize;
+    let rounds = length.saturating_mul(lanes).div_ceil(round * LONGEST_RUN).max(1);
+    let run = length.div_ceil((rounds * round / lanes).max(1)).clamp(1, LONGEST_RUN);
     let runs = length.div_ceil(run).max(1);
     let items = batch * packs * runs;
     Ok(Plan {
@@ -91,9 +98,9 @@ fn plan(props: &Props, inputs: &[Option<&Spec>]) -> Result<Plan> {
 pub fn explain(props: &Props, _: &CausalConv1d, inputs: &[Option<&Spec>]) -> Result<Explanation> {
     let plan = plan(props, inputs)?;
     let (variant, how) = match plan.entry {
-        "conv_odd" => ("elements", "rows of channels are no whole number of 16-byte packs"),
+        "conv_odd" => ("elements", "rows of channels are no whole number of packs"),
         "conv_any" => ("packs", "16 bytes a load, frames read again from the cache"),
-        _ => ("window", "16 bytes a load, the last frames in registers"),
+        _ => ("window", "four channels a load, the last frames' sums in registers"),
     };
     let why = format!("{how}; {} run(s) of {} frame(s) a channel", plan.runs, plan.run);
     Ok(Explanation { variant, why, launches: usize::from(plan.items > 0) })

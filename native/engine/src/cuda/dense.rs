@@ -21,6 +21,8 @@ const VECTOR_THREADS: u32 = 256;
 const FEW: usize = 8;
 /// Values of x that a block of a vector kernel holds at a time.
 const SPAN: usize = 4096;
+/// Bytes of weights from which a single row is `vector_long`'s.
+const LONG: usize = 8 << 20;
 /// The kernels count inner and columns in 32 bits, with room for a tile.
 const LONGEST: usize = (1 << 31) - (1 << 12);
 
@@ -123,6 +125,8 @@ struct Plan {
     grid: Grid,
     /// Threads along the columns of a vector kernel; `None` for a tiled one.
     lanes: Option<usize>,
+    /// Whether it asks for its first weights before x is there.
+    early: bool,
     variant: &'static str,
     why: String,
 }
@@ -137,13 +141,18 @@ fn plan(props: &Props, p: &Product) -> Result<Plan> {
         let whole = p.columns.is_multiple_of(pack);
         // A group of lanes covers whole 32-byte sectors of a row of w. More lanes read longer
         // stretches, as long as that leaves a block for every multiprocessor.
+        let weights = p.inner.saturating_mul(p.columns).saturating_mul(p.dtype.size());
+        let long = whole && p.rows <= 1 && weights >= LONG;
+        // Long stretches outweigh a few idle multiprocessors where there is much to read.
+        let enough = if long { sms - sms / 16 } else { sms };
         let (width, lanes) = if whole {
-            let fills = |lanes: &usize| p.columns.div_ceil(p.share(lanes * pack)) >= sms;
+            let fills = |lanes: &usize| p.columns.div_ceil(p.share(lanes * pack)) >= enough;
             (pack, [8, 4].into_iter().find(fills).unwrap_or(2))
         } else {
             (1, 32 / p.dtype.size())
         };
         let (variant, entry, held) = match (whole, p.rows) {
+            (true, 0..=1) if long => ("vector", "vector_long", 1),
             (true, 0..=1) => ("vector", "vector_1", 1),
             (true, 2) => ("vector", "vector_2", 2),
             (true, 3..=4) => ("vector", "vector_4", 4),
@@ -161,6 +170,9 @@ fn plan(props: &Props, p: &Product) -> Result<Plan> {
             entry,
             grid: Grid::new(blocks, VECTOR_THREADS)?,
             lanes: Some(lanes),
+            // A long one gains little by its first weights, and its blocks would be placed unevenly: between
+            // those of the kernel ahead, wherever these end first.
+            early: !long,
             variant,
             why: format!("{} row(s): w is read once, {how}", p.rows),
         });
@@ -190,7 +202,7 @@ fn plan(props: &Props, p: &Product) -> Result<Plan> {
         why.push_str("; rows are no whole 16-byte packs");
     }
     let grid = Grid::new(tile.blocks(p), tile.threads)?.shared(tile.shared(p.dtype) as u32);
-    Ok(Plan { module, entry: tile.entry, grid, lanes: None, variant, why })
+    Ok(Plan { module, entry: tile.entry, grid, lanes: None, early: false, variant, why })
 }
 
 /// The variant that computes `p`, and why.
@@ -229,8 +241,7 @@ pub(super) unsafe fn launch_product(
         None => args.i64(p.rows as i64).i32(p.inner as i32),
     };
     let function = cx.function(&plan.module, plan.entry)?;
-    // The vector kernels ask for their first weights before x is there.
-    let grid = plan.grid.early(at.constant && plan.lanes.is_some());
+    let grid = plan.grid.early(at.constant && plan.early);
     // SAFETY: these are the entry's parameters, and the caller vouches for the addresses.
     unsafe { cx.launch(&function, grid, &mut args) }
 }

@@ -11,7 +11,9 @@ use crate::op;
 use crate::spec::{DType, Spec};
 
 const SOURCE: &str = "rope/rope.cu";
+/// As in `rope/rope.cu`, and the blocks of packs that a multiprocessor holds at once.
 const THREADS: usize = 128;
+const RESIDENT: usize = 8;
 /// Pairs whose turns a launch takes by value.
 const PAIRS: usize = 256;
 
@@ -40,6 +42,9 @@ struct Rope {
 
 struct Plan {
     module: Module,
+    entry: &'static str,
+    /// Features that lie in one access, and pairs of a thread.
+    pack: usize,
     frames: usize,
     length: usize,
     heads: usize,
@@ -58,22 +63,36 @@ fn plan(props: &Props, op: &op::Rope, inputs: &[Option<&Spec>]) -> Result<Plan> 
     }
     let dims = op.dims.unwrap_or(features);
     let frames = batch * length;
+    let wide = 16 / x.dtype.size();
+    let whole = features.is_multiple_of(wide) && (dims / 2).is_multiple_of(wide);
+    // By packs a thread finds the sines of many pairs before it writes, which is worth it where there are
+    // threads enough.
+    let slots = |pack: usize| (features - dims / 2) / pack;
+    let busy = THREADS * props.sms as usize;
+    let packs = whole && frames.saturating_mul(slots(wide)).saturating_mul(heads) >= 4 * busy;
+    let (pack, entry, wanted) = match (packs, op.interleaved) {
+        (false, _) => (1, "rope", 16 * busy),
+        (true, false) => (wide, "rope_halves", RESIDENT * busy),
+        (true, true) => (wide, "rope_neighbours", RESIDENT * busy),
+    };
     // A sine and a cosine serve as many heads as the card can spare threads for.
-    let lanes = frames.saturating_mul(features - dims / 2).max(1);
-    let splits = (16 * THREADS * props.sms as usize).div_ceil(lanes).clamp(1, heads.max(1));
+    let lanes = frames.saturating_mul(slots(pack)).max(1);
+    let splits = wanted.div_ceil(lanes).clamp(1, heads.max(1));
     let launches = if x.is_empty() { 0 } else { (dims / 2).div_ceil(PAIRS).max(1) };
     let module = Module::of(SOURCE, x.dtype);
-    Ok(Plan { module, frames, length, heads, features, dims, splits, launches })
+    Ok(Plan { module, entry, pack, frames, length, heads, features, dims, splits, launches })
 }
 
 pub fn explain(props: &Props, op: &op::Rope, inputs: &[Option<&Spec>]) -> Result<Explanation> {
     let plan = plan(props, op, inputs)?;
     let each = plan.heads.div_ceil(plan.splits.max(1));
     let why = format!(
-        "angles as 64-bit fractions of a turn; a sine and a cosine serve {each} head(s), a launch up \
-         to {PAIRS} pairs"
+        "angles as 64-bit fractions of a turn; {} pair(s) a thread, a sine and a cosine serve {each} \
+         head(s), a launch up to {PAIRS} pairs",
+        plan.pack
     );
-    Ok(Explanation { variant: "turn", why, launches: plan.launches })
+    let variant = if plan.pack > 1 { "packs" } else { "turn" };
+    Ok(Explanation { variant, why, launches: plan.launches })
 }
 
 pub fn modules(props: &Props, op: &op::Rope, inputs: &[Option<&Spec>]) -> Result<Vec<Module>> {
@@ -91,14 +110,14 @@ pub unsafe fn launch(cx: &Context, op: &op::Rope, call: &Call) -> Result<()> {
         return Ok(());
     }
     let turns: Vec<u64> = op.turns(plan.dims).collect();
-    let function = cx.function(&plan.module, "rope")?;
+    let function = cx.function(&plan.module, plan.entry)?;
     for i in 0..plan.launches {
         let first = i * PAIRS;
         let part = &turns[first..turns.len().min(first + PAIRS)];
         let mut turn = [0; PAIRS];
         turn[..part.len()].copy_from_slice(part);
         // The first launch moves what does not turn.
-        let slots = part.len() + if i == 0 { plan.features - plan.dims } else { 0 };
+        let slots = (part.len() + if i == 0 { plan.features - plan.dims } else { 0 }) / plan.pack;
         let items = plan.frames * plan.splits * slots;
         let mut args = Args::new();
         args.value(Rope {

@@ -13,6 +13,7 @@ pub static SOURCES: &[(&str, &str)] = sources![
     "attention/online.cuh",
     "attention/tile.cuh",
     "common/early.cuh",
+    "common/full.cuh",
     "common/async.cuh",
     "common/cluster.cuh",
     "common/integer.cuh",

@@ -26,6 +26,18 @@ fn check(
 
 const BOTH: [[bool; 2]; 4] = [[false, false], [true, false], [false, true], [true, true]];
 
+/// One row of weights that take long to read, in whole batches and not.
+#[test]
+fn long() {
+    let mut run = Run::new("dense long");
+    for dtype in NETWORK {
+        for [k, n] in [[4096, 1024], [2741, 1544]] {
+            check(&mut run, dtype, &[1], [k, n], Activation::Gelu, [true, true]);
+        }
+    }
+    run.finish();
+}
+
 #[test]
 fn shapes() {
     let mut run = Run::new("dense shapes");

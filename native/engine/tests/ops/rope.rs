@@ -64,6 +64,24 @@ fn options() {
     run.finish();
 }
 
+/// As many as go by packs of pairs: all features, or some that stay, and more pairs than one launch takes.
+#[test]
+fn packs() {
+    let mut run = Run::new("rope packs");
+    for dtype in NETWORK {
+        for (shape, dims) in [
+            ([2, 1100, 9, 48], Some(32)),
+            ([1, 600, 16, 64], None),
+            ([1, 70, 17, 1056], Some(1040)),
+        ] {
+            for interleaved in [false, true] {
+                check(&mut run, dtype, shape, Rope { dims, interleaved, ..PLAIN }, 2000);
+            }
+        }
+    }
+    run.finish();
+}
+
 /// Angles are right however far a position is.
 #[test]
 fn far() {
