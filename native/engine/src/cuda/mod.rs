@@ -44,7 +44,6 @@ mod shape;
 mod solve;
 pub mod sources;
 mod stack;
-mod stack_step;
 pub mod stream;
 pub mod survey;
 mod walk;

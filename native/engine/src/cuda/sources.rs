@@ -73,7 +73,6 @@ pub static SOURCES: &[(&str, &str)] = sources![
     "recurrent/stack.cuh",
     "recurrent/stack_f32.cu",
     "recurrent/stack_mma.cu",
-    "recurrent/stack_step.cu",
     "recurrent/step.cu",
     "recurrent/step.cuh",
     "recurrent/step_cluster.cu",

@@ -1,6 +1,5 @@
 //! `recurrent_stack`: a window of layers one upon the other in one launch after the first one's
-//! projection, each layer a few frames behind the one below: `kernels/recurrent/stack.cuh`. One frame of
-//! them is `stack_step.rs`.
+//! projection, each layer a few frames behind the one below: `kernels/recurrent/stack.cuh`.
 
 use super::cluster::{self, Kernel};
 use super::launch::{Args, Context, Grid};
@@ -8,7 +7,6 @@ use super::modules::Module;
 use super::norm::Prologue;
 use super::props::Props;
 use super::recurrent::{self, Layer, PROJECTION_LIMIT, Parameters, WINDOW_STEPS};
-use super::stack_step::{self, Frame};
 use super::walk::stray;
 use crate::call::{Call, View};
 use crate::device::Explanation;
@@ -40,14 +38,8 @@ struct Stack {
     exact: bool,
 }
 
-enum Form {
-    /// With the first layer.
-    Window(Stack, Layer),
-    Frame(Frame, Vec<Layer>),
-}
-
 /// None where the layers are of different kinds, or do not all fit at once.
-fn choose(props: &Props, op: &RecurrentStack, inputs: Inputs) -> Option<Form> {
+fn choose(props: &Props, op: &RecurrentStack, inputs: Inputs) -> Option<(Stack, Layer)> {
     let layers = layers(op, inputs).ok()?;
     let (first, rest) = layers.split_first()?;
     let alike = |l: &Layer| {
@@ -57,9 +49,6 @@ fn choose(props: &Props, op: &RecurrentStack, inputs: Inputs) -> Option<Form> {
     let sizes = (2..=LAYERS).contains(&layers.len()) && rest.iter().all(alike);
     if !sizes {
         return None;
-    }
-    if first.steps == 1 {
-        return Some(Form::Frame(Frame::of(props, &layers)?, layers));
     }
     if first.batch == 0 || first.hidden == 0 || first.steps < WINDOW_STEPS {
         return None;
@@ -79,7 +68,7 @@ fn choose(props: &Props, op: &RecurrentStack, inputs: Inputs) -> Option<Form> {
         let bytes = stack.exchange_bytes(first.steps).max(first.projection_bytes());
         (clusters <= most && bytes <= PROJECTION_LIMIT).then_some(stack)
     });
-    Some(Form::Window(stacks.min_by_key(|s| s.kernel.clocks(s.share))?, *first))
+    Some((stacks.min_by_key(|s| s.kernel.clocks(s.share))?, *first))
 }
 
 /// Those for more rows would leave each layer too few clusters to be worth it.
@@ -130,7 +119,7 @@ impl Stack {
     }
 }
 
-fn chosen(props: &Props, op: &RecurrentStack, inputs: Inputs) -> Result<Form> {
+fn chosen(props: &Props, op: &RecurrentStack, inputs: Inputs) -> Result<(Stack, Layer)> {
     choose(props, op, inputs)
         .ok_or_else(|| Error::Internal("recurrent_stack: fused where it does not fit".into()))
 }
@@ -141,10 +130,7 @@ pub fn fuses(props: &Props, op: &RecurrentStack, inputs: Inputs) -> bool {
 }
 
 pub fn explain(props: &Props, op: &RecurrentStack, inputs: Inputs) -> Result<Explanation> {
-    let (stack, layer) = match chosen(props, op, inputs)? {
-        Form::Window(stack, layer) => (stack, layer),
-        Form::Frame(frame, _) => return Ok(frame.explain()),
-    };
+    let (stack, layer) = chosen(props, op, inputs)?;
     let (product, _, launches) = layer.linear(has_bias(op, &layer, inputs)).explain(props)?;
     let Stack { blocks, share, clusters, stages, .. } = stack;
     let why = format!(
@@ -158,23 +144,20 @@ pub fn explain(props: &Props, op: &RecurrentStack, inputs: Inputs) -> Result<Exp
 }
 
 pub fn modules(props: &Props, op: &RecurrentStack, inputs: Inputs) -> Result<Vec<Module>> {
-    let (stack, layer) = match chosen(props, op, inputs)? {
-        Form::Window(stack, layer) => (stack, layer),
-        Form::Frame(frame, _) => return Ok(frame.modules()),
-    };
+    let (stack, layer) = chosen(props, op, inputs)?;
     let mut all = vec![stack.module(&layer)];
     all.extend(layer.linear(has_bias(op, &layer, inputs)).modules(props)?);
     Ok(all)
 }
 
 pub fn workspace(props: &Props, op: &RecurrentStack, inputs: Inputs) -> Result<usize> {
-    let Form::Window(stack, layer) = chosen(props, op, inputs)? else { return Ok(0) };
+    let (stack, layer) = chosen(props, op, inputs)?;
     let scratch = layer.linear(has_bias(op, &layer, inputs)).workspace(props);
     Ok(layer.projection_bytes() + stack.exchange_bytes(layer.steps).max(scratch))
 }
 
 pub fn is_warm(props: &Props, op: &RecurrentStack, inputs: Inputs) -> Result<bool> {
-    let Form::Window(_, layer) = chosen(props, op, inputs)? else { return Ok(true) };
+    let (_, layer) = chosen(props, op, inputs)?;
     Ok(layer.linear(has_bias(op, &layer, inputs)).is_warm(props))
 }
 
@@ -210,11 +193,7 @@ struct Launch {
 /// As for [`crate::Device::execute`].
 pub unsafe fn launch(cx: &Context, op: &RecurrentStack, call: &Call) -> Result<()> {
     let specs: Vec<_> = call.inputs.iter().map(|v| v.map(|v| v.spec)).collect();
-    let (stack, first) = match chosen(cx.props(), op, &specs)? {
-        Form::Window(stack, first) => (stack, first),
-        // SAFETY: the caller vouches for the call.
-        Form::Frame(frame, layers) => return unsafe { frame.launch(cx, op, &layers, call) },
-    };
+    let (stack, first) = chosen(cx.props(), op, &specs)?;
     let Some((&seq, states)) = call.outputs.split_first() else { return stray("recurrent_stack") };
     let tickets = call.workspace + first.projection_bytes() as u64;
     // What stage n has for the next one lies behind what the one before it has.
@@ -277,7 +256,7 @@ pub unsafe fn launch(cx: &Context, op: &RecurrentStack, call: &Call) -> Result<(
 }
 
 pub fn all_modules() -> Vec<Module> {
-    let mut all = stack_step::all_modules();
+    let mut all = Vec::new();
     for dtype in [DType::F32, DType::BF16, DType::F16] {
         for (gates, hidden) in [3, 4].into_iter().flat_map(|g| [128, 256, 512].map(|h| (g, h))) {
             let few = cluster::kernels(dtype, hidden).filter(is_for_few);

@@ -164,10 +164,9 @@ fn room(device: &Device, c: Case) -> usize {
 fn check(device: &Device, rng: &mut Rng, c: Case) -> Option<f64> {
     let net = net(rng, c);
     let (got, steps) = run(device, &net);
-    let fused = if c.time == 1 { is_whole_card(device) } else { c.batch <= room(device, c) };
+    let fused = c.batch <= room(device, c);
     let expected = if fused { 1 } else { net.graph.nodes.len() };
-    // Of a frame that is not fused the layers take the norms.
-    assert!(steps == expected || c.time == 1 && !fused, "{c:?}: {steps} steps");
+    assert_eq!(steps, expected, "{c:?}");
     let inputs = tensors(device, &net.inputs);
     let mut worst = 0f64;
     let (apart, _) = eager(device, &net.graph, &tensors(device, &net.params), &inputs, &[]);
@@ -244,50 +243,6 @@ fn layers_in_one_op_bf16() {
 #[test]
 fn layers_in_one_op_f16() {
     shapes("layers_in_one_op_f16", DType::F16);
-}
-
-/// Whether frames of layers that are small enough are one launch.
-pub fn is_whole_card(device: &Device) -> bool {
-    let Device::Cuda(cuda) = device else { return false };
-    cuda.props().major >= 9 && cuda.props().sms >= 100
-}
-
-#[test]
-fn frames_in_one_op() {
-    let name = "frames_in_one_op";
-    let Some(device) = cuda(name) else { return };
-    let mut rng = Rng::new(name);
-    // Layers, features, hidden; the last ones are too much for 16-byte packs of 16-bit types.
-    let shapes =
-        [[2, 288, 256], [3, 7, 128], [4, 130, 128], [2, 500, 256], [2, 33, 192], [3, 64, 64]];
-    let mut fused = Vec::new();
-    for dtype in DTYPES {
-        let count = if dtype == DType::F32 { shapes.len() } else { 4 };
-        let most = thinned().unwrap_or(count).min(count);
-        for (i, [layers, features, hidden]) in shapes.into_iter().enumerate().take(most) {
-            for (lstm, norm) in [(true, None), (true, Some(true)), (false, Some(i % 2 > 0))] {
-                let c = Case {
-                    dtype,
-                    lstm,
-                    layers,
-                    batch: 1,
-                    time: 1,
-                    features,
-                    hidden,
-                    norm,
-                    reverse: rng.coin(),
-                    bias: i % 4 > 0 || rng.coin(),
-                    states: i % 3 < 2,
-                    exact: rng.coin(),
-                    mask: i % 2 > 0,
-                };
-                fused.extend(check(&device, &mut rng, c));
-            }
-        }
-    }
-    let (count, worst) = (fused.len(), fused.into_iter().fold(0.0, f64::max));
-    println!("{name}: {count} in one op, of the bound {worst:.3}");
-    assert!(count > 0 || !is_whole_card(&device), "none was fused");
 }
 
 const PLAIN: Case = Case {
