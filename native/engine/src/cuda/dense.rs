@@ -142,7 +142,8 @@ fn plan(props: &Props, p: &Product) -> Result<Plan> {
         // A group of lanes covers whole 32-byte sectors of a row of w. More lanes read longer
         // stretches, as long as that leaves a block for every multiprocessor.
         let weights = p.inner.saturating_mul(p.columns).saturating_mul(p.dtype.size());
-        let long = whole && p.rows <= 1 && weights >= LONG;
+        // Measured at {4096, 4096}: 8.2 µs instead of 10.8 in 16 bits, but 21.9 instead of 19.5 in f32.
+        let long = whole && p.rows <= 1 && weights >= LONG && p.dtype.size() == 2;
         // Long stretches outweigh a few idle multiprocessors where there is much to read.
         let enough = if long { sms - sms / 16 } else { sms };
         let (width, lanes) = if whole {
