@@ -6,7 +6,7 @@ use super::file::{ALL, File, LANES, Value, lanes};
 use super::shared::Access;
 use super::warp::{Trouble, Warp};
 use super::{Context, FaultKind};
-use crate::ptx::instruction::{Address, Product, Reg};
+use crate::ptx::instruction::{Address, Guard, Product, Reg};
 
 /// d {16, 8} = a {16, k} · b {k, 8} + c, each spread over the lanes: lane 4·g + t holds of `a` the
 /// rows g and g + 8 and of `b` the column g, from column or row t on.
@@ -21,37 +21,39 @@ pub fn multiply(
 ) {
     let file = &mut warp.file;
     match kind {
-        Product::Tf32 { k } => sums::<1>(file, k as usize, (d, ra, rb, rc), |x| [tf32(x), 0.]),
-        Product::F16 { k } => {
-            sums::<2>(file, k as usize, (d, ra, rb, rc), |x| {
-                [half(x as u16), half((x >> 16) as u16)]
-            });
+        Product::Tf32 { k } => {
+            let b = columns::<1>(file, k as usize, rb, tf32);
+            sums::<1>(file, k as usize, (d, ra, Some(rc)), &b, tf32);
         }
-        Product::Bf16 { k } => sums::<2>(file, k as usize, (d, ra, rb, rc), |x| {
-            [f32::from_bits(x << 16), f32::from_bits(x & 0xffff_0000)]
-        }),
+        Product::F16 { k } => {
+            let b = columns::<2>(file, k as usize, rb, halves);
+            sums::<2>(file, k as usize, (d, ra, Some(rc)), &b, halves);
+        }
+        Product::Bf16 { k } => {
+            let b = columns::<2>(file, k as usize, rb, brains);
+            sums::<2>(file, k as usize, (d, ra, Some(rc)), &b, brains);
+        }
     }
 }
 
-/// `PER` numbers to a register. The columns of `b` and the sums stand in the order of the registers
-/// that hold them, the even ones first.
+/// Rows of `b`, whose columns stand in the order of the registers that hold the sums, the even ones
+/// first.
+type Columns = [[f32; 8]; 16];
+
+fn column(j: usize) -> usize {
+    j % 4 * 2 + j / 4
+}
+
+/// `b` from the lanes' registers, `PER` numbers to a register.
 #[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2,fma"))]
-fn sums<const PER: usize>(
-    file: &mut File,
+fn columns<const PER: usize>(
+    file: &File,
     k: usize,
-    (d, ra, rb, rc): (&[Reg; 4], &[Reg; 4], &[Reg; 2], &[Reg; 4]),
+    rb: &[Reg; 2],
     split: impl Fn(u32) -> [f32; 2],
-) {
-    // Registers of `a`: rows in turn, then columns; of `b`: rows.
-    let (of_a, of_b) = (k / (2 * PER), k / (4 * PER));
-    let (mut a, mut b) = ([[[0f32; LANES]; 2]; 4], [[0f32; 8]; 16]);
-    for (parts, &reg) in a.iter_mut().zip(ra).take(of_a) {
-        let row = u32::row(file, reg);
-        for lane in 0..LANES {
-            [parts[0][lane], parts[1][lane]] = split(row[lane]);
-        }
-    }
-    for (r, &reg) in rb.iter().enumerate().take(of_b) {
+) -> Columns {
+    let mut b = [[0f32; 8]; 16];
+    for (r, &reg) in rb.iter().enumerate().take(k / (4 * PER)) {
         let (row, mut parts) = (u32::row(file, reg), [[0f32; LANES]; 2]);
         for lane in 0..LANES {
             [parts[0][lane], parts[1][lane]] = split(row[lane]);
@@ -59,15 +61,37 @@ fn sums<const PER: usize>(
         for t in 0..4 {
             for i in 0..PER {
                 let to = &mut b[r * 4 * PER + t * PER + i];
-                *to = std::array::from_fn(|j| parts[i][(j % 4 * 2 + j / 4) * 4 + t]);
+                *to = std::array::from_fn(|j| parts[i][column(j) * 4 + t]);
             }
+        }
+    }
+    b
+}
+
+/// d = a · b + c, without `c` a · b alone.
+#[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2,fma"))]
+fn sums<const PER: usize>(
+    file: &mut File,
+    k: usize,
+    (d, ra, rc): (&[Reg; 4], &[Reg; 4], Option<&[Reg; 4]>),
+    b: &Columns,
+    split: impl Fn(u32) -> [f32; 2],
+) {
+    // Registers of `a`: rows in turn, then columns.
+    let mut a = [[[0f32; LANES]; 2]; 4];
+    for (parts, &reg) in a.iter_mut().zip(ra).take(k / (2 * PER)) {
+        let row = u32::row(file, reg);
+        for lane in 0..LANES {
+            [parts[0][lane], parts[1][lane]] = split(row[lane]);
         }
     }
     let mut sums = [[[0f32; 8]; 8]; 2];
     for (half, sums) in sums.iter_mut().enumerate() {
-        let from = [0, 1].map(|i| u32::row(file, rc[2 * half + i]));
-        for (g, sums) in sums.iter_mut().enumerate() {
-            *sums = std::array::from_fn(|j| f32::from_bits(from[j / 4][4 * g + j % 4]));
+        if let Some(rc) = rc {
+            let from = [0, 1].map(|i| u32::row(file, rc[2 * half + i]));
+            for (g, sums) in sums.iter_mut().enumerate() {
+                *sums = std::array::from_fn(|j| f32::from_bits(from[j / 4][4 * g + j % 4]));
+            }
         }
         for (at, b) in b.iter().enumerate().take(k) {
             let (r, t, i) = (at / (4 * PER), at / PER % 4, at % PER);
@@ -87,6 +111,81 @@ fn sums<const PER: usize>(
     }
 }
 
+/// What a matrix descriptor may say here: where the matrix starts, and the two offsets, in 16 bytes.
+const START: u64 = 0x3fff;
+const DESCRIBED: u64 = START | START << 16 | START << 32;
+
+/// Eight columns of a warpgroup's product, `eight` of them on: the warp's 16 rows, in fragments as
+/// above, where `b` is in shared memory and a descriptor says where. `add`: to `c`.
+///
+/// It is done at once, and each warp does its part without the others: what needs them to have come is
+/// not seen.
+#[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2,fma"))]
+pub fn multiply_described(
+    warp: &mut Warp,
+    context: &mut Context<'_>,
+    kind: Product,
+    (d, ra, rc): (&[Reg; 4], &[Reg; 4], &[Reg; 4]),
+    (descriptor, eight): (Reg, u8),
+    add: Guard,
+) -> Result<(), Trouble> {
+    let wrong = |lane: usize, what: String| Err(trouble(FaultKind::Instruction, lane, what));
+    let (all, add) = (warp.file.bits(descriptor), warp.file.holds(add));
+    let said = all[0];
+    if let Some(lane) = all.iter().position(|&other| other != said) {
+        return wrong(lane, "a descriptor that is not that of lane 0".into());
+    }
+    if add != 0 && add != ALL {
+        // The first that is not as lane 0 is.
+        let lane = add.trailing_ones().max(add.trailing_zeros()) as usize;
+        return wrong(lane, "it adds in some lanes of the warp alone".into());
+    }
+    if said >> 62 != 0 {
+        return wrong(0, format!("the swizzle mode {} of the descriptor {said:#x}", said >> 62));
+    }
+    if said & !DESCRIBED != 0 {
+        return wrong(0, format!("the descriptor {said:#x} has bits that are not known"));
+    }
+    let [start, leading, stride] = [0, 16, 32].map(|from| (said >> from & START) << 4);
+    let (mut b, first) = ([[0f32; 8]; 16], start + u64::from(eight) * stride);
+    for (core, rows) in b.chunks_exact_mut(8).enumerate() {
+        let bytes = read_core(warp, context, first + core as u64 * leading)?;
+        for (k, row) in rows.iter_mut().enumerate() {
+            *row = std::array::from_fn(|j| {
+                let at = column(j) * 16 + k * 2;
+                let bits = u16::from_le_bytes([bytes[at], bytes[at + 1]]);
+                match kind {
+                    Product::Bf16 { .. } => brains(u32::from(bits))[0],
+                    _ => half(bits),
+                }
+            });
+        }
+    }
+    let (file, rc) = (&mut warp.file, (add == ALL).then_some(rc));
+    match kind {
+        Product::Bf16 { .. } => sums::<2>(file, 16, (d, ra, rc), &b, brains),
+        _ => sums::<2>(file, 16, (d, ra, rc), &b, halves),
+    }
+    Ok(())
+}
+
+/// A core matrix: 16 bytes of each of eight columns. All lanes read all of it.
+fn read_core(warp: &Warp, context: &mut Context<'_>, address: u64) -> Result<[u8; 128], Trouble> {
+    let mut core = [0; 128];
+    let now = context.clock;
+    let by = [warp.thread(0), warp.thread(LANES - 1)];
+    // Of 16 bytes, as a whole one need not be aligned to its size.
+    for (column, bytes) in core.chunks_exact_mut(16).enumerate() {
+        let (block, at) = context.shared_place(warp, 0, address + 16 * column as u64, 16)?;
+        let shared = &mut context.blocks[block].shared;
+        if let Err(other) = shared.read_by_all(at, 16, by, &warp.since, now) {
+            return Err(context.race(0, Access::Read, 16, at, other));
+        }
+        bytes.copy_from_slice(&shared.bytes[at..at + 16]);
+    }
+    Ok(core)
+}
+
 /// An f16 as f32: its fraction and exponent where f32 has them, times what the exponents differ by.
 #[inline(always)]
 pub fn half(bits: u16) -> f32 {
@@ -98,10 +197,21 @@ pub fn half(bits: u16) -> f32 {
     f32::from_bits(number.to_bits() | odd | (bits & 0x8000) << 16)
 }
 
-/// What a tensor core sees of an f32: ten bits of its fraction.
+/// A register's two numbers.
 #[inline(always)]
-fn tf32(bits: u32) -> f32 {
-    f32::from_bits(bits & !0x1fff)
+fn halves(bits: u32) -> [f32; 2] {
+    [half(bits as u16), half((bits >> 16) as u16)]
+}
+
+#[inline(always)]
+fn brains(bits: u32) -> [f32; 2] {
+    [f32::from_bits(bits << 16), f32::from_bits(bits & 0xffff_0000)]
+}
+
+/// What a tensor core sees of an f32: ten bits of its fraction. It is alone in its register.
+#[inline(always)]
+fn tf32(bits: u32) -> [f32; 2] {
+    [f32::from_bits(bits & !0x1fff), 0.]
 }
 
 /// 8×8 matrices of 16 bits: lanes 8·i to 8·i + 7 name the rows of matrix i, and lane 4·r + c gets

@@ -464,6 +464,12 @@ impl Warp {
                 tensor::whole(mask)?;
                 tensor::multiply(self, kind, &d, &a, &b, &c);
             }
+            Op::GroupMma { kind, d, a, b, c, eight, add } => {
+                tensor::whole(mask)?;
+                self.is_in_warpgroup()?;
+                let (regs, b) = ((&d, &a, &c), (b, eight));
+                tensor::multiply_described(self, context, kind, regs, b, add)?;
+            }
             Op::LdMatrix { count, transposed, d, at } => {
                 tensor::whole(mask)?;
                 tensor::load(self, context, &d[..usize::from(count)], transposed, at)?;
@@ -481,6 +487,16 @@ impl Warp {
         context.clock += 1;
         self.since.warp = context.clock;
         Ok(())
+    }
+
+    /// Whether the block has all four warps of this one's warpgroup.
+    fn is_in_warpgroup(&self) -> Result<(), Trouble> {
+        let (all, end) = (self.threads, (self.index as u32 / 4 + 1) * 4 * LANES as u32);
+        if end <= all {
+            return Ok(());
+        }
+        let what = format!("a warpgroup that ends with thread {}, of {all} threads", end - 1);
+        Err(trouble(FaultKind::Instruction, 0, what))
     }
 
     /// What touches memory, and what is left.
@@ -569,6 +585,7 @@ fn is_collective(op: &Op) -> bool {
             | Op::Elect { .. }
             | Op::BarWarp { .. }
             | Op::Mma { .. }
+            | Op::GroupMma { .. }
             | Op::LdMatrix { .. }
             | Op::StMatrix { .. }
             | Op::MovMatrix { .. }

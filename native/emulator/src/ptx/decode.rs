@@ -47,6 +47,7 @@ pub fn instruction<'a>(
             b.emit(op);
         }
         "st" => memory::store(b, &mut mods, operands)?,
+        "wgmma" => super::decode_wide::warpgroup(b, &mut mods, operands)?,
         _ => {
             let op = match super::decode_wide::op(b, head, &mut mods, operands)? {
                 Some(op) => op,

@@ -264,6 +264,61 @@ fn product<'a>(
     Ok(Op::Mma { kind, d: rd, a: ra, b: rb, c: rc })
 }
 
+/// A product of a warpgroup is one of each eight columns, which is what a register fragment has. What
+/// orders it has nothing to do, as it is done at once.
+pub fn warpgroup<'a>(
+    b: &mut Builder<'_, 'a, '_>,
+    mods: &mut Modifiers<'_>,
+    operands: &[Operand<'a>],
+) -> Result<()> {
+    mods.ignore(&["sync", "aligned"]);
+    if mods.one_of(&[("fence", ()), ("commit_group", ())]).is_some() {
+        let [] = expect(operands)?;
+        b.emit(Op::Nop);
+        return Ok(());
+    }
+    if mods.take("wait_group") {
+        let [Operand::Int(_)] = expect(operands)? else { return Err("its count".into()) };
+        b.emit(Op::Nop);
+        return Ok(());
+    }
+    if !mods.take("mma_async") {
+        return Err("an unknown instruction".into());
+    }
+    let n = mods.find(|m| m.strip_prefix("m64n")?.strip_suffix("k16")?.parse::<usize>().ok());
+    let n = n.filter(|n| n % 8 == 0 && (8..=256).contains(n)).ok_or("its shape")?;
+    let types = [("f16", Product::F16 { k: 16 }), ("bf16", Product::Bf16 { k: 16 })];
+    let sums = mods.take("f32");
+    let kind = mods.one_of(&types).filter(|_| sums).ok_or("its type")?;
+    if mods.one_of(&types) != Some(kind) {
+        return Err("its types".into());
+    }
+    if matches!(operands, [_, Operand::Name(_), ..]) {
+        return Err("a left operand by a descriptor".into());
+    }
+    let [d, x, described, add, signs @ .., turned] = expect::<7>(operands)?;
+    if signs.iter().any(|sign| *sign != Operand::Int(1)) || *turned != Operand::Int(0) {
+        return Err("a negated or transposed operand".into());
+    }
+    let (d, x) = (elements(d), elements(x));
+    if d.len() != n / 2 || x.len() != 4 {
+        return Err("the number of its registers".into());
+    }
+    let (described, add) = (b.source(described, Ty::B64)?, guard(b, add)?);
+    let mut a = [Reg::narrow(0); 4];
+    for (r, o) in a.iter_mut().zip(x) {
+        *r = b.source(o, Ty::B32)?;
+    }
+    for (eight, four) in d.chunks_exact(4).enumerate() {
+        let mut d = [Reg::narrow(0); 4];
+        for (r, o) in d.iter_mut().zip(four) {
+            *r = b.target(o)?;
+        }
+        b.emit(Op::GroupMma { kind, d, a, b: described, c: d, eight: eight as u8, add });
+    }
+    Ok(())
+}
+
 fn shuffle<'a>(
     b: &mut Builder<'_, 'a, '_>,
     mods: &mut Modifiers<'_>,

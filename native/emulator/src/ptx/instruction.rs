@@ -396,6 +396,9 @@ pub enum Op {
     StMatrix { count: u8, transposed: bool, a: [Reg; 4], at: Address },
     MovMatrix { d: Reg, a: Reg },
     Mma { kind: Product, d: [Reg; 4], a: [Reg; 4], b: [Reg; 2], c: [Reg; 4] },
+    /// Eight columns of a warpgroup's product, from `eight` · 8 on: `b` describes a matrix in shared
+    /// memory, and `c` is added where `add` says so.
+    GroupMma { kind: Product, d: [Reg; 4], a: [Reg; 4], b: Reg, c: [Reg; 4], eight: u8, add: Guard },
     Shfl { mode: Shuffle, d: Reg, p: Option<Pred>, a: Reg, b: Reg, c: Reg, mask: Reg },
     Ballot { d: Reg, p: Guard, mask: Reg },
     Vote { mode: Vote, d: Pred, p: Guard, mask: Reg },

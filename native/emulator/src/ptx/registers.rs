@@ -259,6 +259,11 @@ fn each(op: &mut Op, f: &mut impl FnMut(&mut Reg, Use)) {
             a.iter_mut().chain(b).chain(c).for_each(|reg| f(reg, Read));
             d.iter_mut().for_each(|d| f(d, Write));
         }
+        Op::GroupMma { d, a, b, c, .. } => {
+            f(b, Read);
+            a.iter_mut().chain(c).for_each(|reg| f(reg, Read));
+            d.iter_mut().for_each(|d| f(d, Write));
+        }
         Op::Shfl { d, a, b, c, mask, .. } => uses!([d] [a, b, c, mask]),
         Op::Ballot { d, mask, .. } => uses!([d][mask]),
         Op::Vote { mask, .. } | Op::BarWarp { mask } => uses!([][mask]),

@@ -120,7 +120,7 @@ fn what_is_not_known_is_an_error_that_names_it() {
     for (body, named) in [
         ("frob.u32 %r0, %r1;", "frob"),
         ("add.frob.u32 %r0, %r1, %r2;", ".frob"),
-        ("wgmma.fence.sync.aligned;", "wgmma"),
+        ("tcgen05.fence::before_thread_sync;", "tcgen05"),
         ("add.u32 %r0, %nobody, 1;", "%nobody"),
         ("bra nowhere;", "nowhere"),
         ("add.f32 %f0, %f1, 1;", "integer"),

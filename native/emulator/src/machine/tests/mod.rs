@@ -5,6 +5,7 @@ mod arithmetic;
 mod faults;
 mod tensors;
 mod threads;
+mod warpgroups;
 
 use super::{Fault, Launch, run};
 use crate::memory::Memory;

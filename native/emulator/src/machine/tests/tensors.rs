@@ -3,7 +3,7 @@ use half::{bf16, f16};
 use super::{block, launch};
 
 /// Small whole numbers, so that every sum is exact.
-fn number(i: usize) -> f32 {
+pub fn number(i: usize) -> f32 {
     ((i * 37 + i / 7 * 11) % 23) as f32 - 11.
 }
 
@@ -64,14 +64,17 @@ fn check(shape: &str, types: &str, k: usize, pack: impl Fn(&[f32]) -> u32, per: 
     }
 }
 
+/// Two numbers in a register.
+pub fn halves(x: &[f32]) -> u32 {
+    u32::from(f16::from_f32(x[0]).to_bits()) | u32::from(f16::from_f32(x[1]).to_bits()) << 16
+}
+
+pub fn brains(x: &[f32]) -> u32 {
+    u32::from(bf16::from_f32(x[0]).to_bits()) | u32::from(bf16::from_f32(x[1]).to_bits()) << 16
+}
+
 #[test]
 fn products() {
-    let halves = |x: &[f32]| {
-        u32::from(f16::from_f32(x[0]).to_bits()) | u32::from(f16::from_f32(x[1]).to_bits()) << 16
-    };
-    let brains = |x: &[f32]| {
-        u32::from(bf16::from_f32(x[0]).to_bits()) | u32::from(bf16::from_f32(x[1]).to_bits()) << 16
-    };
     check("m16n8k16", "f16.f16", 16, halves, 2);
     check("m16n8k16", "bf16.bf16", 16, brains, 2);
     check("m16n8k8", "f16.f16", 8, halves, 2);
