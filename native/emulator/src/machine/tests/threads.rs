@@ -134,6 +134,22 @@ fn some_warps_meet_at_a_barrier_of_their_own() {
 }
 
 #[test]
+fn the_halves_of_a_block_meet_at_barriers_whose_number_is_in_a_register() {
+    // Each half turns its own words round, the first one once more often than the second.
+    let body = "shr.u32 %r1, %t, 7;\nadd.u32 %r2, %r1, 1;\nmov.u32 %r0, dynamic;\n\
+        shl.b32 %r3, %r1, 9;\nadd.u32 %r0, %r0, %r3;\nand.b32 %r4, %t, 127;\nshl.b32 %r4, %r4, 2;\n\
+        add.u32 %r5, %r0, %r4;\nsub.u32 %r6, 508, %r4;\nadd.u32 %r6, %r0, %r6;\n\
+        mov.u32 %r7, %t;\nadd.u32 %r8, %r1, 1;\n\
+        again: st.shared.u32 [%r5], %r7;\nbar.sync %r2, 128;\nld.shared.u32 %r7, [%r6];\n\
+        bar.sync %r2, 128;\nadd.u32 %r7, %r7, 1000;\nadd.u32 %r8, %r8, 1;\n\
+        setp.lt.u32 %p1, %r8, 3;\n@%p1 bra again;\nbar.sync 0;\nst.global.u32 [%at], %r7;";
+    for (t, got) in firsts(body, 256).into_iter().enumerate() {
+        let want = if t < 128 { 2000 + t } else { 1128 + 255 - t };
+        assert_eq!(got as usize, want);
+    }
+}
+
+#[test]
 fn copies_land_when_they_are_waited_for() {
     let body = "mov.u32 %r0, dynamic;\nshl.b32 %r1, %t, 5;\nadd.u32 %r0, %r0, %r1;\n\
         st.shared.v4.u32 [%r0], {1, 1, 1, 1};\nst.shared.v4.u32 [%r0+16], {1, 1, 1, 1};\n\
@@ -147,6 +163,41 @@ fn copies_land_when_they_are_waited_for() {
         let from = 1000 + 4 * t as u32;
         // The second copy has four bytes and zeros.
         assert_eq!(*words, [1, from + 1, 1, from]);
+    }
+}
+
+#[test]
+fn copies_of_a_few_bytes_or_of_none() {
+    // Odd threads copy nothing, from where nothing is.
+    let body = "mov.u32 %r0, dynamic;\nshl.b32 %r1, %t, 4;\nadd.u32 %r0, %r0, %r1;\n\
+        st.shared.v4.u32 [%r0], {1, 1, 1, 1};\nand.b32 %r1, %t, 1;\nsetp.eq.u32 %p1, %r1, 0;\n\
+        selp.b32 %r2, 4, 0, %p1;\nselp.b32 %r3, 8, 0, %p1;\nselp.b64 %d0, %from, 1, %p1;\n\
+        cp.async.ca.shared.global [%r0], [%d0], 8, %r3;\n\
+        cp.async.ca.shared.global [%r0+8], [%d0+4], 4, %r2;\n\
+        cp.async.commit_group;\ncp.async.wait_group 0;\n\
+        ld.shared.v4.u32 {%r4, %r5, %r6, %r7}, [%r0];\nst.global.v4.u32 [%at], {%r4, %r5, %r6, %r7};";
+    let input: Vec<_> = (0..128).map(|i| 1000 + i).collect();
+    for (t, words) in launch(body, block(32), &input).unwrap().chunks(4).enumerate() {
+        let from = 1000 + 4 * t as u32;
+        let want = if t % 2 == 0 { [from, from + 1, from + 1, 1] } else { [0, 0, 0, 1] };
+        assert_eq!(*words, want);
+    }
+}
+
+#[test]
+fn what_is_written_in_halves_is_polled_as_a_whole() {
+    // The first block's warp polls until no word is zero; the second block writes, in two goes.
+    let body = "mov.u32 %r0, %ctaid.x;\nsetp.ne.u32 %p1, %r0, 0;\nadd.u32 %r1, %t, 1;\n@%p1 bra write;\n\
+        again: ld.relaxed.gpu.global.v4.u32 {%r2, %r3, %r4, %r5}, [%from];\n\
+        min.u32 %r6, %r2, %r3;\nmin.u32 %r7, %r4, %r5;\nmin.u32 %r6, %r6, %r7;\n\
+        setp.eq.u32 %p2, %r6, 0;\n@%p2 bra again;\n\
+        st.global.v4.u32 [%at], {%r5, %r4, %r3, %r2};\nbra.uni end;\n\
+        write: add.u32 %r2, %r1, 100;\nst.relaxed.gpu.global.v2.u32 [%from+8], {%r1, %r2};\n\
+        fence.acq_rel.gpu;\nst.relaxed.gpu.global.v2.u32 [%from], {%r2, %r1};\nend:";
+    let all = Launch { blocks: [2, 1, 1], cooperative: true, ..block(32) };
+    for (t, words) in launch(body, all, &[0; 128]).unwrap().chunks(4).enumerate() {
+        let t = t as u32 + 1;
+        assert_eq!(*words, [t + 100, t, t, t + 100]);
     }
 }
 
