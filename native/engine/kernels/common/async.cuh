@@ -17,6 +17,13 @@ __device__ __forceinline__ void copy_async(u32 to, const void* from, bool valid)
 __device__ __forceinline__ void copy_async(void* to, const void* from, bool valid) {
     copy_async(shared_address(to), from, valid);
 }
+// 4 or 8 bytes, the same way but through L1.
+template <int BYTES>
+__device__ __forceinline__ void copy_async_few(u32 to, const void* from, bool valid) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(from), "n"(BYTES),
+                 "r"(valid ? BYTES : 0)
+                 : "memory");
+}
 __device__ __forceinline__ void copy_async_commit() {
     asm volatile("cp.async.commit_group;" ::: "memory");
 }

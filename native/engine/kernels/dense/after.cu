@@ -36,6 +36,12 @@ __device__ __forceinline__ void finish(const T* up, const Epilogue<T>& end, s64 
     }
 }
 
+// A bias of the type of the sums.
+extern "C" __global__ void __launch_bounds__(256) widen(const T* from, f32* to, u64 n) {
+    const u64 i = (u64)blockIdx.x * 256 + threadIdx.x;
+    if (i < n) to[i] = to_f32(from[i]);
+}
+
 #define ENTRY(NAME, Y, N)                                                                         \
     extern "C" __global__ void __launch_bounds__(ACROSS * DOWN)                                   \
         NAME(const T* up, Epilogue<T> end, s64 m) {                                               \

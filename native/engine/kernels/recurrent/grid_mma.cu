@@ -30,7 +30,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) window(const Layer p) {
     const int rows = min(p.share, p.batch - row0);
     const int units = gridDim.x * UNITS; // of all blocks
 
-    const Ring ring(p, blockIdx.y, gridDim.y, CHUNKS * COLUMNS * WARP);
+    const Ring<64> ring(p, blockIdx.y, gridDim.y, CHUNKS * COLUMNS * WARP);
     auto pack_of = [&](int column, int k) {
         return (k / 32 * COLUMNS + column / 8) * WARP + column % 8 * 4 + k % 32 / 8;
     };

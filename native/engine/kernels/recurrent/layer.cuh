@@ -21,7 +21,7 @@ struct Layer {
     int state_f32, reverse;
     int share;     // rows of the batch that a cluster, or a part of the grid, has
     int low;       // tensor cores: the column of the first row's low part; 0 where h is rounded
-    int padding;
+    int first;     // row of the launch
     void* exchange; // of a grid: four buffers of h, zeroed before the launch
 };
 

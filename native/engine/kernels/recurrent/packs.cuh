@@ -18,6 +18,11 @@ __device__ __forceinline__ void write_pack(uint4* p, uint4 v) {
     asm volatile("st.relaxed.gpu.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(v.x),
                  "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
 }
+// Half of a pack.
+__device__ __forceinline__ void write_half(uint2* p, uint2 v) {
+    asm volatile("st.relaxed.gpu.global.v2.u32 [%0], {%1, %2};" ::"l"(p), "r"(v.x), "r"(v.y)
+                 : "memory");
+}
 __device__ __forceinline__ bool is_there(uint4 v) { return v.x && v.y && v.z && v.w; }
 __device__ __forceinline__ uint4 inverted(uint4 v) { return make_uint4(~v.x, ~v.y, ~v.z, ~v.w); }
 // Of values that may be a NaN of any kind, as a caller's are: another NaN then.

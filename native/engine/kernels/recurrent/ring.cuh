@@ -2,7 +2,7 @@
 //
 // h goes round through global memory in packs, each polled by all blocks of the part (packs.cuh).
 //
-// There are RING buffers that take turns. A block that has all of step s - 1 knows that everybody
+// There are BUFFERS that take turns. A block that has all of step s - 1 knows that everybody
 // has read step s - 2 and before. So it empties its packs of an older step, half a ring before their
 // next turn, and every FENCED steps, before it gives its next packs, a fence has this seen by all.
 // Everybody needs those packs before they poll the buffers that were emptied. One warp does this, and
@@ -12,11 +12,10 @@
 #include "recurrent/layer.cuh"
 #include "recurrent/packs.cuh"
 
-constexpr int RING = 64, FENCED = 16;
-static_assert(RING / 2 + FENCED < RING, "an emptied pack would be one that is read");
-
-// The buffers of one part of the batch.
-struct Ring {
+// The buffers of one part of the batch, a power of two.
+template <int BUFFERS> struct Ring {
+    static constexpr int FENCED = BUFFERS / 4;
+    static_assert(BUFFERS / 2 + FENCED < BUFFERS, "an emptied pack would be one that is read");
     uint4* first;
     s64 buffer; // packs from one to the next
 
@@ -24,13 +23,13 @@ struct Ring {
     __device__ __forceinline__ Ring(const Layer& p, int part, int parts, int packs)
         : first((uint4*)p.exchange + (s64)part * packs), buffer((s64)parts * packs) {}
     __device__ __forceinline__ uint4* at(int step) const {
-        return first + (step & (RING - 1)) * buffer;
+        return first + (step & (BUFFERS - 1)) * buffer;
     }
     // To be called by one warp in every step, when everybody has all of the step before. `pack(i)`
     // are the places of the block's `count` packs.
     template <class Pack> __device__ __forceinline__ void empty(int step, int count, Pack pack) const {
         for (int i = threadIdx.x % WARP; i < count; i += WARP)
-            write_pack(at(step + RING / 2) + pack(i), make_uint4(0, 0, 0, 0));
+            write_pack(at(step + BUFFERS / 2) + pack(i), make_uint4(0, 0, 0, 0));
         if (step % FENCED == 0) asm volatile("fence.acq_rel.gpu;" ::: "memory");
     }
 };

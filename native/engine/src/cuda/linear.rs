@@ -39,8 +39,8 @@ enum Way {
 }
 
 impl Linear {
-    /// What the library would be asked for. It adds a bias of the result's type, and a residual
-    /// where no activation comes before it.
+    /// What the library would be asked for. It adds a bias, and a residual where no activation comes
+    /// before it.
     fn matmul(&self) -> Matmul {
         let p = &self.product;
         let out = if p.to_f32 { DType::F32 } else { p.dtype };
@@ -54,7 +54,7 @@ impl Linear {
             y_batch: 0,
             dtype: p.dtype,
             out,
-            bias: self.bias && out == p.dtype && !p.gated,
+            bias: self.bias && !p.gated,
             addend: self.residual && self.activation == Activation::None && !p.gated,
             alignment: ALIGNMENT as u32,
         }
@@ -68,9 +68,15 @@ impl Linear {
             || self.product.gated
     }
 
+    /// Whether a bias is brought to the type of the result first: the library wants it so, and to add it
+    /// afterwards would read and write all of the result.
+    fn widens(&self, matmul: &Matmul) -> bool {
+        matmul.bias && matmul.out != matmul.dtype
+    }
+
     fn candidate(&self) -> bool {
-        let p = &self.product;
-        let least = if self.leaves(&self.matmul()) { SHALLOW } else { 0 };
+        let (p, matmul) = (&self.product, self.matmul());
+        let least = if self.leaves(&matmul) || self.widens(&matmul) { SHALLOW } else { 0 };
         p.rows > FEW && p.inner > least && p.columns > 0 && !p.norm
     }
 
@@ -108,10 +114,14 @@ impl Linear {
                 if p.gated {
                     why.push_str(", twice");
                 }
+                let widens = self.widens(&self.matmul());
                 if after {
                     why.push_str(", and a launch for what follows");
                 }
-                Ok(("cublaslt", why, products + usize::from(after)))
+                if widens {
+                    why.push_str(", after one that widens the bias");
+                }
+                Ok(("cublaslt", why, products + usize::from(after) + usize::from(widens)))
             }
         }
     }
@@ -119,22 +129,28 @@ impl Linear {
     pub(super) fn modules(&self, props: &Props) -> Result<Vec<Module>> {
         Ok(match self.way(props) {
             Way::Ours(_) => vec![dense::product_module(props, &self.product)?],
-            Way::Library(_, true) => vec![Module::of(AFTER, self.product.dtype)],
-            Way::Library(_, false) => Vec::new(),
+            Way::Library(_, after) if after || self.widens(&self.matmul()) => {
+                vec![Module::of(AFTER, self.product.dtype)]
+            }
+            Way::Library(..) => Vec::new(),
         })
     }
 
-    /// Bytes of x · up, where that is a product of its own.
-    fn upper(&self) -> usize {
+    /// Bytes of x · up, where that is a product of its own, or of a bias that is widened.
+    fn beside(&self) -> usize {
         let Product { rows, columns, dtype, gated, .. } = self.product;
-        let bytes = rows.saturating_mul(columns).saturating_mul(dtype.size());
-        if gated { round_up(bytes, ALIGNMENT).unwrap_or(usize::MAX) } else { 0 }
+        let bytes = match self.widens(&self.matmul()) {
+            true => columns.saturating_mul(4),
+            false if gated => rows.saturating_mul(columns).saturating_mul(dtype.size()),
+            false => 0,
+        };
+        round_up(bytes, ALIGNMENT).unwrap_or(usize::MAX)
     }
 
     pub(super) fn workspace(&self, props: &Props) -> usize {
         match self.way(props) {
             Way::Ours(_) => 0,
-            Way::Library(plan, _) => self.upper().saturating_add(plan.workspace),
+            Way::Library(plan, _) => self.beside().saturating_add(plan.workspace),
         }
     }
 
@@ -152,11 +168,19 @@ impl Linear {
         let (blas, stream) = (&cx.props().blas, cx.stream().raw());
         let matmul = self.matmul();
         let Operands { x, w, bias, residual, y, .. } = at;
-        let scratch = workspace + self.upper() as u64;
+        let scratch = workspace + self.beside() as u64;
+        let widens = self.widens(&matmul);
+        let added = if widens { workspace } else { bias };
         let product =
-            |w, y| Addresses { a: x, b: w, bias, addend: residual, y, workspace: scratch };
-        // SAFETY: the caller's promise; x · up lies at the start of the workspace.
+            |w, y| Addresses { a: x, b: w, bias: added, addend: residual, y, workspace: scratch };
+        // SAFETY: the caller's promise; what lies beside is at the start of the workspace.
         unsafe {
+            if widens {
+                let mut args = Args::new();
+                args.ptr(bias).ptr(workspace).u64(columns as u64);
+                let function = cx.function(&Module::of(AFTER, dtype), "widen")?;
+                cx.launch(&function, Grid::new(columns.div_ceil(256), 256)?, &mut args)?;
+            }
             blas.launch(stream, &plan, product(w, y))?;
             if gated {
                 blas.launch(stream, &plan, product(at.up, workspace))?;

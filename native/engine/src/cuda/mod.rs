@@ -48,6 +48,7 @@ pub mod stream;
 pub mod survey;
 mod walk;
 pub mod warmup;
+mod warpgroups;
 mod window;
 
 use std::sync::Arc;

@@ -29,13 +29,13 @@ pub struct Module {
     pub defines: Vec<(&'static str, String)>,
     /// The text itself, where it is not one of ours.
     text: Option<Arc<str>>,
-    /// The least major compute capability that has its instructions.
-    least: u32,
+    /// The least and the greatest major compute capability that has its instructions.
+    majors: (u32, u32),
 }
 
 impl Module {
     pub fn new(source: &'static str) -> Self {
-        Module { source, defines: Vec::new(), text: None, least: 8 }
+        Module { source, defines: Vec::new(), text: None, majors: (8, u32::MAX) }
     }
 
     /// A kernel that is not embedded; it may include our headers. `name` is for messages.
@@ -55,13 +55,19 @@ impl Module {
 
     /// For GPUs of this major compute capability and up.
     pub fn since(self, least: u32) -> Self {
-        Module { least, ..self }
+        Module { majors: (least, u32::MAX), ..self }
+    }
+
+    /// For GPUs of this major compute capability alone.
+    pub fn only(self, major: u32) -> Self {
+        Module { majors: (major, major), ..self }
     }
 
     /// Whether it compiles for an architecture such as `sm_86`.
     pub fn runs_on(&self, arch: &str) -> bool {
         let number = arch.trim_start_matches("sm_").trim_end_matches(|c: char| !c.is_numeric());
-        number.parse::<u32>().is_ok_and(|n| n / 10 >= self.least)
+        let (least, most) = self.majors;
+        number.parse::<u32>().is_ok_and(|n| (least..=most).contains(&(n / 10)))
     }
 
     pub(super) fn text(&self) -> Result<&str> {

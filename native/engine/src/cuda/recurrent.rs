@@ -8,6 +8,7 @@ use super::linear::Linear;
 use super::modules::Module;
 use super::norm::{Prologue, explain_prologue};
 use super::props::Props;
+use super::warpgroups::{self, Warpgroups};
 use super::window::{self, Window};
 use crate::call::Call;
 use crate::device::Explanation;
@@ -199,6 +200,7 @@ enum Plan {
     Nothing,
     Cluster(Cluster),
     Grid(Parts),
+    Warpgroups(Warpgroups),
     Window(Window),
     /// A launch a step, with or without a projection before.
     Steps {
@@ -228,6 +230,9 @@ fn plan(props: &Props, layer: &Layer) -> Plan {
     }
     if !fits {
         return steps_because(format!("x · wi for {steps} steps would take over 1 GiB"));
+    }
+    if let Some(warpgroups) = warpgroups::choose(props, layer) {
+        return Plan::Warpgroups(warpgroups);
     }
     if let Some(cluster) = cluster::choose(props, layer) {
         return Plan::Cluster(cluster);
@@ -262,6 +267,11 @@ pub fn explain(props: &Props, op: &Op, inputs: &[Option<&Spec>]) -> Result<Expla
             let (product, _, launches) = layer.linear(bias(&layer, inputs)).explain(props)?;
             let why = format!("{}; x · wi by {product}", parts.why(&layer));
             Explanation { variant: "grid", why, launches: 1 + launches }
+        }
+        Plan::Warpgroups(groups) => {
+            let (product, _, launches) = layer.linear(bias(&layer, inputs)).explain(props)?;
+            let why = format!("{}; x · wi by {product}", groups.why(&layer));
+            Explanation { variant: "warpgroups", why, launches: groups.launches() + launches }
         }
         Plan::Window(window) => {
             let (product, _, launches) = layer.linear(bias(&layer, inputs)).explain(props)?;
@@ -303,6 +313,7 @@ pub fn modules(props: &Props, op: &Op, inputs: &[Option<&Spec>]) -> Result<Vec<M
         Plan::Nothing => return Ok(Vec::new()),
         Plan::Cluster(cluster) => (vec![cluster.module(&layer)], true),
         Plan::Grid(parts) => (vec![parts.module(&layer)], true),
+        Plan::Warpgroups(groups) => (vec![groups.module(&layer)], true),
         Plan::Window(window) => (vec![window.module(&layer)], true),
         Plan::Steps { projected, .. } => (vec![StepForm::of(props, &layer).module], projected),
     };
@@ -329,6 +340,10 @@ pub fn workspace(props: &Props, op: &Op, inputs: &[Option<&Spec>]) -> Result<usi
             let (bytes, scratch) = projection();
             bytes + parts.exchange_bytes().max(scratch)
         }
+        Plan::Warpgroups(groups) => {
+            let (bytes, scratch) = projection();
+            bytes + groups.exchange_bytes().max(scratch)
+        }
         Plan::Window(window) => {
             let (bytes, scratch) = projection();
             bytes + window.exchange_bytes(&layer).max(scratch)
@@ -350,7 +365,7 @@ pub fn is_warm(props: &Props, op: &Op, inputs: &[Option<&Spec>]) -> Result<bool>
     let layer = Layer::of(op, inputs)?;
     let projected = match plan(props, &layer) {
         Plan::Nothing => false,
-        Plan::Cluster(_) | Plan::Grid(_) | Plan::Window(_) => true,
+        Plan::Cluster(_) | Plan::Grid(_) | Plan::Warpgroups(_) | Plan::Window(_) => true,
         Plan::Steps { projected, .. } => projected,
     };
     Ok(!projected || layer.linear(bias(&layer, inputs)).is_warm(props))
@@ -376,6 +391,10 @@ pub unsafe fn launch(cx: &Context, op: &Op, call: &Call) -> Result<()> {
             Plan::Grid(parts) => {
                 project(cx, &layer, call)?;
                 parts.launch(cx, &layer, call)
+            }
+            Plan::Warpgroups(groups) => {
+                project(cx, &layer, call)?;
+                groups.launch(cx, &layer, call)
             }
             Plan::Window(window) => {
                 project(cx, &layer, call)?;
@@ -530,7 +549,7 @@ pub(super) struct Parameters {
     reverse: i32,
     share: i32,
     low: i32,
-    padding: i32,
+    first: i32,
     exchange: u64,
 }
 
@@ -557,9 +576,14 @@ impl Parameters {
             reverse: i32::from(layer.reverse),
             share: share as i32,
             low: low as i32,
-            padding: 0,
+            first: 0,
             exchange,
         }
+    }
+
+    /// Of a launch that begins with this row.
+    pub fn since_row(self, first: usize) -> Self {
+        Parameters { first: first as i32, ..self }
     }
 }
 
@@ -573,6 +597,7 @@ pub fn all_modules() -> Vec<Module> {
             }
             all.extend(cluster::all_modules(dtype, gates));
             all.extend(grid::all_modules(dtype, gates));
+            all.extend(warpgroups::all_modules(dtype, gates));
             all.extend(window::all_modules(dtype, gates));
         }
     }

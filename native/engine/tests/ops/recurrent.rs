@@ -34,7 +34,7 @@ const SHAPES: [[usize; 4]; 18] = [
 
 /// Windows that the variants share out in different ways: more or fewer rows than a cluster or a part
 /// of a grid has, units of several blocks and odd numbers of them, more steps than there are buffers.
-const WINDOWS: [[usize; 4]; 10] = [
+const WINDOWS: [[usize; 4]; 16] = [
     [1, 70, 9, 512],
     [5, 9, 24, 500],
     [8, 6, 40, 300],
@@ -45,6 +45,13 @@ const WINDOWS: [[usize; 4]; 10] = [
     [2, 140, 8, 520],
     [9, 5, 8, 1024],
     [40, 4, 5, 777],
+    // By warpgroups: odd units, halves of the reduction, several launches.
+    [161, 37, 8, 96],
+    [200, 5, 9, 512],
+    [260, 3, 8, 301],
+    [520, 3, 4, 512],
+    [100, 4, 5, 600],
+    [130, 3, 4, 1000],
 ];
 
 fn work([batch, time, features, hidden]: [usize; 4]) -> usize {
