@@ -7,6 +7,7 @@ mod blas;
 mod block;
 pub mod cache;
 mod cluster;
+mod columns;
 mod conv;
 mod convolution;
 mod dense;
