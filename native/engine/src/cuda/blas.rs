@@ -32,7 +32,7 @@ type Desc = *mut c_void;
 type Layout = *mut c_void;
 type Choice = *mut c_void;
 type Set = unsafe extern "C" fn(*mut c_void, c_int, *const c_void, usize) -> c_int;
-type Destroy = unsafe extern "C" fn(*mut c_void) -> c_int;
+pub(super) type Destroy = unsafe extern "C" fn(*mut c_void) -> c_int;
 
 /// The most scratch that a product may ask for: parts of sums that are taken apart, and added up
 /// in a fixed order.
@@ -394,7 +394,7 @@ unsafe impl Send for Plan {}
 unsafe impl Sync for Plan {}
 
 /// A description, freed with its owner; that calls no driver.
-struct Owned(*mut c_void, Destroy);
+pub(super) struct Owned(pub *mut c_void, pub Destroy);
 
 impl Drop for Owned {
     fn drop(&mut self) {

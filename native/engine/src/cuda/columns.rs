@@ -23,6 +23,13 @@ const PART: usize = 128 << 20;
 const MOST_IMAGES: usize = 65_535;
 const THREADS: u32 = 256;
 
+/// Windows of one element, side by side.
+pub(super) fn alone(windows: &Windows) -> bool {
+    windows.axes.iter().all(|axis| {
+        (axis.taps, axis.stride, axis.input_dilation, axis.low, axis.high) == (1, 1, 1, 0, 0)
+    })
+}
+
 /// A conv as products: of the kernel {outputs, depth} by columns {depth, positions}.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Products {
@@ -56,11 +63,8 @@ impl Products {
     pub fn of(props: &Props, windows: &Windows, dtype: DType) -> Self {
         let (size, inner, positions) = (dtype.size(), windows.inner(), windows.positions());
         let pack = 16 / size;
-        let alone = windows.axes.iter().all(|axis| {
-            (axis.taps, axis.stride, axis.input_dilation, axis.low, axis.high) == (1, 1, 1, 0, 0)
-        });
         let whole = positions.is_multiple_of(pack);
-        if alone && whole {
+        if alone(windows) && whole {
             return Products { depth: inner, cut: Cut::Pointwise };
         }
         let most = match size {

@@ -1,7 +1,12 @@
 //! `conv`: by products of the kernel with what the windows see ([`super::columns`]), or a thread a few
-//! elements, where groups leave little to multiply.
+//! elements, where groups leave little to multiply; or by cuDNN ([`super::dnn`]), where it is there and
+//! was measured to be quicker.
 
-use super::columns::{self, Cut, Products, ROWS};
+use std::sync::Arc;
+
+use super::columns::{self, Cut, Products, ROWS, alone};
+use super::correlation::Convolution;
+use super::dnn;
 use super::launch::{Args, Context, Grid};
 use super::modules::Module;
 use super::props::Props;
@@ -22,12 +27,17 @@ const EACH: usize = 4;
 const FEW_OUTPUTS: usize = 16;
 /// Multiplications up to which one launch is the quickest.
 const LITTLE_WORK: f64 = 1_048_576.0;
+/// Positions of a batch from which cuDNN is the quicker in f32, and in 16-bit types also by steps.
+const MANY_POSITIONS: usize = 4096;
+/// Channels that it multiplies at once in 16-bit types.
+const CHANNELS: usize = 8;
 /// The kernels count along an axis, and the elements of a channel, in 32 bits with room for steps
 /// beyond either end.
 const LONGEST: i64 = 1 << 29;
 
 /// How it is computed.
 enum Kernel {
+    Library(Arc<dnn::Plan>),
     /// No elements to compute.
     Nothing,
     /// Nothing to sum up.
@@ -40,19 +50,61 @@ pub(super) struct Plan {
     pub windows: Windows,
     pub dtype: DType,
     kernel: Kernel,
+    /// Why it is not cuDNN's, where that would be quicker.
+    refused: Option<String>,
+}
+
+impl Plan {
+    /// What cuDNN is asked for, where it takes such and is quicker than what we would do ourselves: by
+    /// the times of both in `bench/results/products.md`.
+    fn for_library(&self) -> Option<Convolution> {
+        let (windows, dtype) = (&self.windows, self.dtype);
+        let positions = windows.batch * windows.positions();
+        let half = matches!(dtype, DType::F16 | DType::BF16);
+        let packs = half && windows.channels.is_multiple_of(CHANNELS);
+        let quicker = match &self.kernel {
+            Kernel::Library(_) | Kernel::Nothing | Kernel::Zeros => false,
+            Kernel::Direct if windows.work() <= LITTLE_WORK || windows.groups == 1 => false,
+            Kernel::Direct => {
+                // For a channel each it has kernels of their own in f16 alone.
+                let single = (windows.channels, windows.outputs) == (1, 1);
+                packs || single && dtype == DType::F16 && positions >= MANY_POSITIONS
+            }
+            Kernel::Products(_) if alone(windows) => false,
+            // The columns of a single image are soon laid out, and the sums are where they belong.
+            Kernel::Products(Products { cut: Cut::Images, .. }) if windows.batch == 1 => false,
+            Kernel::Products(_) => {
+                let slides = windows.axes.iter().all(|axis| axis.stride == 1);
+                packs && slides || (packs || dtype == DType::F32) && positions >= MANY_POSITIONS
+            }
+        };
+        if quicker { Convolution::of(windows, dtype) } else { None }
+    }
 }
 
 fn plan(props: &Props, op: &Conv, inputs: &[Option<&Spec>]) -> Result<Plan> {
+    let mut plan = own(props, op, inputs)?;
+    if let Some(convolution) = plan.for_library() {
+        match props.dnn.plan(&convolution) {
+            Ok(library) => plan.kernel = Kernel::Library(library),
+            Err(why) => plan.refused = Some(why),
+        }
+    }
+    Ok(plan)
+}
+
+/// By our own kernels, and without a look at cuDNN.
+fn own(props: &Props, op: &Conv, inputs: &[Option<&Spec>]) -> Result<Plan> {
     let [Some(input), Some(kernel), ..] = inputs else { return stray("conv") };
     let outputs = infer(&Op::Conv(op.clone()), inputs)?;
     let Some(out) = outputs.first() else { return stray("conv") };
     let windows = Windows::of(op, input, kernel, out);
     let dtype = input.dtype;
     if out.is_empty() {
-        return Ok(Plan { windows, dtype, kernel: Kernel::Nothing });
+        return Ok(Plan { windows, dtype, kernel: Kernel::Nothing, refused: None });
     }
     if windows.inner() == 0 {
-        return Ok(Plan { windows, dtype, kernel: Kernel::Zeros });
+        return Ok(Plan { windows, dtype, kernel: Kernel::Zeros, refused: None });
     }
     let padded = windows.axes.iter().zip(&windows.spatial).all(|(axis, &out)| {
         let reach = (out * axis.stride + axis.taps * axis.kernel_dilation) as i64;
@@ -71,7 +123,7 @@ fn plan(props: &Props, op: &Conv, inputs: &[Option<&Spec>]) -> Result<Plan> {
         true => Kernel::Direct,
         false => Kernel::Products(Products::of(props, &windows, dtype)),
     };
-    Ok(Plan { windows, dtype, kernel })
+    Ok(Plan { windows, dtype, kernel, refused: None })
 }
 
 /// As in `convolution/windows.cuh`.
@@ -150,14 +202,19 @@ fn direct_module(dtype: DType, rank: usize) -> Module {
 }
 
 pub fn explain(props: &Props, op: &Conv, inputs: &[Option<&Spec>]) -> Result<Explanation> {
-    let Plan { windows, dtype, kernel } = plan(props, op, inputs)?;
+    let Plan { windows, dtype, kernel, refused } = plan(props, op, inputs)?;
     let none = |variant, why: &str| Ok(Explanation { variant, why: why.into(), launches: 0 });
+    let refused = refused.map_or(String::new(), |why| format!("; not by cuDNN: {why}"));
     let products = match kernel {
+        Kernel::Library(library) => {
+            let why = format!("by cuDNN, its {}", library.algorithm());
+            return Ok(Explanation { variant: "cudnn", why, launches: 1 });
+        }
         Kernel::Nothing => return none("nothing", "no elements"),
         Kernel::Zeros => return none("zeros", "nothing is summed"),
         Kernel::Direct => {
             let why = format!(
-                "a thread a few elements: {} output(s) a group, each of {} products",
+                "a thread a few elements: {} output(s) a group, each of {} products{refused}",
                 windows.outputs,
                 windows.inner()
             );
@@ -174,15 +231,15 @@ pub fn explain(props: &Props, op: &Conv, inputs: &[Option<&Spec>]) -> Result<Exp
         Cut::Positions(_) => ("columns_spread", "columns laid out in whole packs, sums spread", 3),
     };
     let groups = windows.groups;
-    let why = format!("{how}, {parts} part(s) of {groups} group(s): {product}");
+    let why = format!("{how}, {parts} part(s) of {groups} group(s): {product}{refused}");
     let widened = usize::from(products.depth != windows.inner());
     Ok(Explanation { variant, why, launches: widened + groups * parts * each })
 }
 
 pub fn modules(props: &Props, op: &Conv, inputs: &[Option<&Spec>]) -> Result<Vec<Module>> {
-    let Plan { windows, dtype, kernel } = plan(props, op, inputs)?;
+    let Plan { windows, dtype, kernel, .. } = plan(props, op, inputs)?;
     Ok(match kernel {
-        Kernel::Nothing | Kernel::Zeros => Vec::new(),
+        Kernel::Nothing | Kernel::Zeros | Kernel::Library(_) => Vec::new(),
         Kernel::Direct => vec![direct_module(dtype, rank(&windows))],
         Kernel::Products(products) => {
             let gemms = products.gemms(&windows, dtype);
@@ -195,9 +252,13 @@ pub fn modules(props: &Props, op: &Conv, inputs: &[Option<&Spec>]) -> Result<Vec
     })
 }
 
-/// Whether a launch has nothing of the library's to open or load.
+/// Whether a launch has nothing of the libraries' to open or load.
 pub fn is_warm(props: &Props, op: &Conv, inputs: &[Option<&Spec>]) -> Result<bool> {
-    let Plan { windows, dtype, kernel } = plan(props, op, inputs)?;
+    let plan = own(props, op, inputs)?;
+    if let Some(warm) = plan.for_library().and_then(|c| props.dnn.is_warm(&c)) {
+        return Ok(warm);
+    }
+    let Plan { windows, dtype, kernel, .. } = plan;
     Ok(match kernel {
         Kernel::Products(products) => {
             products.gemms(&windows, dtype).iter().all(|gemm| gemm.is_warm(props))
@@ -208,8 +269,12 @@ pub fn is_warm(props: &Props, op: &Conv, inputs: &[Option<&Spec>]) -> Result<boo
 
 /// The pieces, then what the product needs.
 pub fn workspace(props: &Props, op: &Conv, inputs: &[Option<&Spec>]) -> Result<usize> {
-    let Plan { windows, dtype, kernel } = plan(props, op, inputs)?;
-    let Kernel::Products(products) = kernel else { return Ok(0) };
+    let Plan { windows, dtype, kernel, .. } = plan(props, op, inputs)?;
+    let products = match kernel {
+        Kernel::Products(products) => products,
+        Kernel::Library(library) => return Ok(library.workspace),
+        _ => return Ok(0),
+    };
     let gemms = products.gemms(&windows, dtype);
     let product = gemms.iter().map(|gemm| gemm.workspace(props)).max().unwrap_or(0);
     let pieces = products.pieces(&windows, dtype);
@@ -232,6 +297,11 @@ pub unsafe fn launch(cx: &Context, op: &Conv, call: &Call) -> Result<()> {
             Kernel::Zeros => cx.memset_zero(y.addr, y.spec.bytes()),
             Kernel::Direct => launch_direct(cx, &plan, at),
             Kernel::Products(products) => products.launch(cx, &plan, at, call.workspace),
+            Kernel::Library(ref library) => {
+                let [x, kernel, y] = at;
+                let at = dnn::Addresses { x, kernel, y, workspace: call.workspace };
+                cx.props().dnn.launch(cx.stream().raw(), library, at)
+            }
         }
     }
 }
@@ -282,4 +352,61 @@ pub fn all_modules() -> Vec<Module> {
         all.extend(floats.map(|dtype| direct_module(dtype, rank)));
     }
     all
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::super::window::tests::props;
+    use super::*;
+
+    /// Whether it would be asked of cuDNN: a square image and kernel, as in the benchmark.
+    fn asked(
+        dtype: DType,
+        input: [usize; 3],
+        kernel: [usize; 3],
+        [stride, pad, groups]: [usize; 3],
+    ) -> bool {
+        let h200 = Props { l2: 60 << 20, ..props(132, 232_448) };
+        let [batch, channels, length] = input;
+        let [outputs, each, taps] = kernel;
+        let spec = |shape: [usize; 4]| Spec::new(dtype, shape).unwrap();
+        let (x, w) = (spec([batch, channels, length, length]), spec([outputs, each, taps, taps]));
+        let op = Conv {
+            strides: vec![stride; 2],
+            padding: vec![vec![pad as i64; 2]; 2],
+            input_dilation: vec![1; 2],
+            kernel_dilation: vec![1; 2],
+            feature_groups: groups,
+            batch_groups: 1,
+        };
+        own(&h200, &op, &[Some(&x), Some(&w)]).unwrap().for_library().is_some()
+    }
+
+    #[test]
+    fn cudnn_is_asked_where_it_was_quicker() {
+        use DType::{BF16, F16, F32, F64};
+        for (dtypes, input, kernel, options) in [
+            (&[][..], [1, 4, 84], [32, 4, 8], [4, 0, 1]),
+            (&[F32], [32, 4, 84], [32, 4, 8], [4, 0, 1]),
+            (&[], [32, 32, 20], [64, 32, 4], [2, 0, 1]),
+            (&[BF16, F16], [32, 64, 9], [64, 64, 3], [1, 0, 1]),
+            (&[F32], [32, 3, 224], [64, 3, 7], [2, 3, 1]),
+            (&[F32, BF16, F16], [32, 64, 56], [64, 64, 3], [1, 1, 1]),
+            (&[], [32, 256, 56], [64, 256, 1], [1, 0, 1]),
+            (&[F32, BF16, F16], [32, 128, 28], [128, 128, 3], [1, 1, 1]),
+            (&[F32, BF16, F16], [32, 256, 14], [256, 256, 3], [1, 1, 1]),
+            (&[BF16, F16], [32, 512, 7], [512, 512, 3], [1, 1, 1]),
+            (&[F16], [32, 256, 56], [256, 1, 3], [1, 1, 256]),
+            (&[BF16, F16], [32, 256, 28], [256, 8, 3], [1, 1, 32]),
+            (&[], [1, 256, 56], [256, 256, 3], [1, 1, 1]),
+            // Too little to sum for a second thought.
+            (&[], [2, 8, 9], [8, 8, 3], [1, 1, 1]),
+        ] {
+            for dtype in [F32, BF16, F16, F64] {
+                let got = asked(dtype, input, kernel, options);
+                assert_eq!(got, dtypes.contains(&dtype), "{dtype:?} {input:?} {kernel:?}");
+            }
+        }
+    }
 }

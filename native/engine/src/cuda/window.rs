@@ -235,6 +235,7 @@ pub(super) mod tests {
             memory: 0,
             cooperative: true,
             blas: Default::default(),
+            dnn: Default::default(),
             clusters: 0,
         }
     }
