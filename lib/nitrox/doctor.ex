@@ -231,6 +231,11 @@ defmodule Nitrox.Doctor do
         "computes large matrix products; without it our own kernels do",
         survey.cublaslt
       ),
+      searched.(
+        "libcudnn",
+        "computes convolutions where it is quicker; without it our own kernels do",
+        survey.cudnn
+      ),
       %{
         name: "libnvidia-ml",
         purpose: "tells who holds a GPU's memory; nothing else needs it",
