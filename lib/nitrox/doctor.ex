@@ -232,6 +232,11 @@ defmodule Nitrox.Doctor do
         survey.cublaslt
       ),
       searched.(
+        "libcublas",
+        "solves large triangular systems; without it our own kernels do",
+        survey.cublas
+      ),
+      searched.(
         "libcudnn",
         "computes convolutions where it is quicker; without it our own kernels do",
         survey.cudnn

@@ -19,17 +19,38 @@ fn devices() -> Vec<Device> {
     devices
 }
 
-/// Numbers from −1 to 1.
-fn tensor(device: &Device, dtype: DType, shape: &[usize], seed: u32) -> Tensor {
+/// The inputs of an op: numbers from −1 to 1, but a triangle has a large diagonal.
+fn inputs(device: &Device, op: &Op, dtype: DType, shapes: &[Vec<usize>], seed: u32) -> Vec<Tensor> {
+    let one = |(i, shape): (usize, &Vec<usize>)| {
+        let diagonal = match (op, i, &shape[..]) {
+            (Op::TriangularSolve(_), 0, &[n, _]) => Some(n),
+            _ => None,
+        };
+        tensor(device, dtype, shape, diagonal, seed + i as u32)
+    };
+    shapes.iter().enumerate().map(one).collect()
+}
+
+fn tensor(
+    device: &Device,
+    dtype: DType,
+    shape: &[usize],
+    diagonal: Option<usize>,
+    seed: u32,
+) -> Tensor {
     let spec = Spec::new(dtype, shape).unwrap();
     let mut state = seed.wrapping_mul(0x9E37_79B9) | 1;
     let mut bytes = Vec::with_capacity(spec.bytes());
-    for _ in 0..spec.len() {
+    for at in 0..spec.len() {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        let x = (state >> 8) as f32 / (1 << 23) as f32 - 1.0;
+        let x = match diagonal {
+            Some(n) if at / n == at % n => n as f32,
+            _ => (state >> 8) as f32 / (1 << 23) as f32 - 1.0,
+        };
         match dtype {
             DType::F16 => bytes.extend(f16::from_f32(x).to_ne_bytes()),
             DType::BF16 => bytes.extend(bf16::from_f32(x).to_ne_bytes()),
+            DType::F64 => bytes.extend(f64::from(x).to_ne_bytes()),
             _ => bytes.extend(x.to_ne_bytes()),
         }
     }
@@ -65,7 +86,19 @@ fn convolutions() -> Vec<(Op, DType, Vec<Vec<usize>>)> {
     all
 }
 
-/// A layer, attention's two products, and convolutions.
+/// Large triangles, which are cuBLAS's where it is there.
+fn solves() -> Vec<(Op, DType, Vec<Vec<usize>>)> {
+    let op = |left_side| {
+        Op::TriangularSolve(TriangularSolve { lower: true, left_side, transpose: false })
+    };
+    vec![
+        (op(true), DType::F32, vec![vec![300, 300], vec![300]]),
+        (op(true), DType::F64, vec![vec![260, 260], vec![260, 40]]),
+        (op(false), DType::F32, vec![vec![300, 300], vec![70, 300]]),
+    ]
+}
+
+/// A layer, attention's two products, convolutions, and triangular systems.
 fn ops() -> Vec<(Op, DType, Vec<Vec<usize>>)> {
     let dense = Dense { activation: Activation::Gelu, norm: None };
     let mut all = vec![
@@ -76,6 +109,7 @@ fn ops() -> Vec<(Op, DType, Vec<Vec<usize>>)> {
         (conv(1), DType::F32, vec![vec![3, 32, 14, 14], vec![48, 32, 3, 3]]),
     ];
     all.extend(convolutions());
+    all.extend(solves());
     all
 }
 
@@ -89,8 +123,7 @@ fn programs_give_what_eager_calls_give() {
         let (mut nodes, mut params, mut eager) = (Vec::new(), Vec::new(), Vec::new());
         for (op, dtype, shapes) in ops() {
             let first = params.len();
-            let numbered = shapes.iter().enumerate();
-            params.extend(numbered.map(|(i, s)| tensor(&device, dtype, s, i as u32 + 1)));
+            params.extend(inputs(&device, &op, dtype, &shapes, 1));
             let inputs = (first..params.len()).map(|i| Some(Ref::Param(i))).collect();
             nodes.push(Node { op: op.clone(), inputs });
             eager.push((op, first..params.len()));
@@ -131,11 +164,7 @@ fn many_threads_multiply_at_once() {
         let work: Vec<_> = ops()
             .into_iter()
             .map(|(op, dtype, shapes)| {
-                let inputs: Vec<_> = shapes
-                    .iter()
-                    .enumerate()
-                    .map(|(i, s)| tensor(&device, dtype, s, i as u32 + 7))
-                    .collect();
+                let inputs = inputs(&device, &op, dtype, &shapes, 7);
                 (op, inputs)
             })
             .collect();
@@ -169,17 +198,21 @@ fn many_threads_multiply_at_once() {
 }
 
 #[test]
-fn convolutions_are_the_librarys_where_it_is_there() {
+fn what_is_a_librarys_where_it_is_there() {
     for device in devices().into_iter().filter(|device| device.id() != Id::Cpu) {
-        for (op, dtype, shapes) in convolutions() {
+        for (op, dtype, shapes) in [convolutions(), solves()].concat() {
+            let (library, variant) = match op {
+                Op::Conv(_) => ("no cuDNN", "cudnn"),
+                _ => ("no cuBLAS:", "cublas"),
+            };
             let specs: Vec<_> = shapes.iter().map(|s| Spec::new(dtype, &s[..]).unwrap()).collect();
             let specs: Vec<_> = specs.iter().map(Some).collect();
             let explanation = device.explain(&op, &specs).unwrap();
-            if explanation.why.contains("no cuDNN") {
-                println!("left out: there is no cuDNN: {}", explanation.why);
-                return;
+            if explanation.why.contains(library) {
+                println!("left out, {library}: {}", explanation.why);
+                continue;
             }
-            assert_eq!(explanation.variant, "cudnn", "{dtype:?}: {}", explanation.why);
+            assert_eq!(explanation.variant, variant, "{dtype:?}: {}", explanation.why);
             println!("{dtype:?}: {}", explanation.why);
         }
     }
@@ -192,8 +225,7 @@ fn a_schedulers_stack_is_enough() {
     for device in &devices() {
         let run = || {
             for (op, dtype, shapes) in ops() {
-                let inputs: Vec<_> =
-                    shapes.iter().map(|shape| tensor(device, dtype, shape, 3)).collect();
+                let inputs = inputs(device, &op, dtype, &shapes, 3);
                 let inputs: Vec<_> = inputs.iter().map(Some).collect();
                 for _ in 0..3 {
                     device.run(&op, &inputs).unwrap();

@@ -287,22 +287,14 @@ impl Device {
     fn opened(&self) -> Result<&Opened, String> {
         let open = || {
             let _context = self.driver.enter().map_err(|e| e.to_string())?;
-            let mut refused = Vec::new();
-            for place in search::CUBLASLT.places() {
-                let opened = Api::open(&place).and_then(|api| {
-                    let mut handle = ptr::null_mut();
-                    // SAFETY: the device's context is current, and `handle` is ours to write.
-                    let status = unsafe { (api.create)(&mut handle) };
-                    api.check("cublasLtCreate", status)?;
-                    Ok(Opened { api, handle: Mutex::new(handle) })
-                });
-                match opened {
-                    Ok(opened) => return Ok(opened),
-                    Err(why) => refused.push(format!("{place} ({why})")),
-                }
-            }
-            refused.push(search::CUBLASLT.summary());
-            Err(format!("no cuBLASLt: looked for {}", refused.join("; ")))
+            search::CUBLASLT.first("cuBLASLt", |place| {
+                let api = Api::open(place)?;
+                let mut handle = ptr::null_mut();
+                // SAFETY: the device's context is current, and `handle` is ours to write.
+                let status = unsafe { (api.create)(&mut handle) };
+                api.check("cublasLtCreate", status)?;
+                Ok(Opened { api, handle: Mutex::new(handle) })
+            })
         };
         self.opened.get_or_init(open).as_ref().map_err(String::clone)
     }

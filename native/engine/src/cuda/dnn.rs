@@ -329,17 +329,8 @@ pub(super) fn survey() -> search::Survey {
 
 impl Device {
     fn opened(&self) -> Result<&Opened, String> {
-        let open = || {
-            let mut refused = Vec::new();
-            for place in search::CUDNN.places() {
-                match with_room(&self.driver, || Opened::new(&place)) {
-                    Ok(opened) => return Ok(opened),
-                    Err(why) => refused.push(format!("{place} ({why})")),
-                }
-            }
-            refused.push(search::CUDNN.summary());
-            Err(format!("no cuDNN: looked for {}", refused.join("; ")))
-        };
+        let open =
+            || search::CUDNN.first("cuDNN", |place| with_room(&self.driver, || Opened::new(place)));
         self.opened.get_or_init(open).as_ref().map_err(String::clone)
     }
 }

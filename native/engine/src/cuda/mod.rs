@@ -49,6 +49,7 @@ pub mod sources;
 mod stack;
 pub mod stream;
 pub mod survey;
+mod trsm;
 mod walk;
 pub mod warmup;
 mod window;

@@ -8,6 +8,7 @@ use cudarc::driver::sys::CUdevice_attribute as Attribute;
 use super::blas::Blas;
 use super::dnn::Dnn;
 use super::driver::Driver;
+use super::trsm::Trsm;
 use crate::error::Result;
 
 /// What a GPU has. Sizes are bytes.
@@ -33,6 +34,8 @@ pub struct Props {
     pub(super) blas: Blas,
     /// The library of convolutions, where it is there.
     pub(super) dnn: Dnn,
+    /// The library of triangular systems, where it is there.
+    pub(super) trsm: Trsm,
     /// How many clusters of 16 blocks, each of which has a multiprocessor's shared memory to
     /// itself, run at once; 0 where there are no such clusters.
     pub clusters: u32,
@@ -81,6 +84,7 @@ impl Props {
             cooperative: attribute(Attribute::CU_DEVICE_ATTRIBUTE_COOPERATIVE_LAUNCH)? != 0,
             blas: Blas::new(driver),
             dnn: Dnn::new(driver),
+            trsm: Trsm::new(driver),
             // Asked of a kernel, which is not there yet.
             clusters: 0,
         })

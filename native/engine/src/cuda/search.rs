@@ -1,4 +1,4 @@
-//! Where NVIDIA's libraries may lie: NVRTC, cuBLASLt and cuDNN.
+//! Where NVIDIA's libraries may lie: NVRTC, cuBLASLt, cuBLAS and cuDNN.
 
 use std::env;
 use std::error::Error as _;
@@ -30,6 +30,13 @@ pub(super) const CUBLASLT: Wanted = Wanted {
     file: "libcublasLt.so",
     names: &["libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so"],
     variable: "NITROX_CUBLASLT_PATH",
+    wheel: "cublas",
+};
+
+pub(super) const CUBLAS: Wanted = Wanted {
+    file: "libcublas.so",
+    names: &["libcublas.so.13", "libcublas.so.12", "libcublas.so"],
+    variable: "NITROX_CUBLAS_PATH",
     wheel: "cublas",
 };
 
@@ -110,6 +117,23 @@ impl Wanted {
             }
         }
         Survey { found, places, folders: self.folders() }
+    }
+
+    /// What `open` makes of the first place that will do, or why none will. `name` is for the message.
+    pub fn first<T>(
+        &self,
+        name: &str,
+        open: impl Fn(&Place) -> Result<T, String>,
+    ) -> Result<T, String> {
+        let mut refused = Vec::new();
+        for place in self.places() {
+            match open(&place) {
+                Ok(opened) => return Ok(opened),
+                Err(why) => refused.push(format!("{place} ({why})")),
+            }
+        }
+        refused.push(self.summary());
+        Err(format!("no {name}: looked for {}", refused.join("; ")))
     }
 
     /// The only place to look at, a file or a folder, where it is set: what was asked for by name is

@@ -236,6 +236,7 @@ pub(super) mod tests {
             cooperative: true,
             blas: Default::default(),
             dnn: Default::default(),
+            trsm: Default::default(),
             clusters: 0,
         }
     }
