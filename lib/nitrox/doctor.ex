@@ -231,6 +231,16 @@ defmodule Nitrox.Doctor do
         "computes large matrix products; without it our own kernels do",
         survey.cublaslt
       ),
+      searched.(
+        "libcublas",
+        "solves large triangular systems; without it our own kernels do",
+        survey.cublas
+      ),
+      searched.(
+        "libcudnn",
+        "computes convolutions where it is quicker; without it our own kernels do",
+        survey.cudnn
+      ),
       %{
         name: "libnvidia-ml",
         purpose: "tells who holds a GPU's memory; nothing else needs it",

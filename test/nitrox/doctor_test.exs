@@ -30,7 +30,7 @@ defmodule Nitrox.DoctorTest do
       assert report.default_device == {:cpu, :ok}
       assert [_ | _] = report.loader_folders
 
-      assert ["libcuda", "libnvrtc", "libcublasLt", "libnvidia-ml"] =
+      assert ["libcuda", "libnvrtc", "libcublasLt", "libcublas", "libcudnn", "libnvidia-ml"] =
                Enum.map(report.libraries, & &1.name)
 
       assert Enum.all?(report.libraries, &(&1.found || &1.tried != []))
@@ -153,6 +153,8 @@ defmodule Nitrox.DoctorTest do
              folders: []
            },
            cublaslt: %{found: nil, places: [{"libcublasLt.so.13", "not there"}], folders: []},
+           cublas: %{found: nil, places: [{"libcublas.so.13", "not there"}], folders: []},
+           cudnn: %{found: nil, places: [{"libcudnn.so.9", "not there"}], folders: []},
            cache: %{folder: "/tmp", entries: 3, bytes: 99, damaged: [], drafts: 0}
          },
          overrides

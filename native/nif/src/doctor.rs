@@ -14,14 +14,14 @@ use crate::devices::map;
 
 mod atoms {
     rustler::atoms! {
-        ok, error, nil, bus_id, bytes, cache, capability, cpu, cublaslt, damaged, drafts, driver, driver_version,
+        ok, error, nil, bus_id, bytes, cache, capability, cpu, cublas, cublaslt, cudnn, damaged, drafts, driver, driver_version,
         entries, folder, folders, found, free, gpus, instruction_set, memory, name, nvml, nvrtc, places,
         processes, threads, total, used, version
     }
 }
 
-/// A map of `cpu`, `driver`, `gpus`, `nvml`, `nvrtc`, `cublaslt` and `cache`. What could not be found out is
-/// `{:error, why}`.
+/// A map of `cpu`, `driver`, `gpus`, `nvml`, `nvrtc`, `cublaslt`, `cublas`, `cudnn` and `cache`. What could not
+/// be found out is `{:error, why}`.
 pub fn survey<'a>(env: Env<'a>) -> Answer<Term<'a>> {
     let (threads, instruction_set) = Cpu::about();
     let cpu = map(
@@ -43,6 +43,8 @@ pub fn survey<'a>(env: Env<'a>) -> Answer<Term<'a>> {
     };
     let compiler = library(env, Nvrtc::survey(driver.as_ref().ok().copied(), &arch))?;
     let products = library(env, survey::cublaslt())?;
+    let systems = library(env, survey::cublas())?;
+    let convolutions = library(env, survey::cudnn())?;
     let ids: Vec<_> =
         gpus.iter().map(|g| g.as_ref().map(|g| g.bus_id.clone()).unwrap_or_default()).collect();
     let (nvml, mut usages) = match nvml::report(&ids) {
@@ -63,6 +65,8 @@ pub fn survey<'a>(env: Env<'a>) -> Answer<Term<'a>> {
             (atoms::nvml(), result(env, nvml)),
             (atoms::nvrtc(), compiler),
             (atoms::cublaslt(), products),
+            (atoms::cublas(), systems),
+            (atoms::cudnn(), convolutions),
             (atoms::cache(), cache(env)?),
         ],
     )

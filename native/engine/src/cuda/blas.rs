@@ -32,7 +32,7 @@ type Desc = *mut c_void;
 type Layout = *mut c_void;
 type Choice = *mut c_void;
 type Set = unsafe extern "C" fn(*mut c_void, c_int, *const c_void, usize) -> c_int;
-type Destroy = unsafe extern "C" fn(*mut c_void) -> c_int;
+pub(super) type Destroy = unsafe extern "C" fn(*mut c_void) -> c_int;
 
 /// The most scratch that a product may ask for: parts of sums that are taken apart, and added up
 /// in a fixed order.
@@ -287,22 +287,14 @@ impl Device {
     fn opened(&self) -> Result<&Opened, String> {
         let open = || {
             let _context = self.driver.enter().map_err(|e| e.to_string())?;
-            let mut refused = Vec::new();
-            for place in search::CUBLASLT.places() {
-                let opened = Api::open(&place).and_then(|api| {
-                    let mut handle = ptr::null_mut();
-                    // SAFETY: the device's context is current, and `handle` is ours to write.
-                    let status = unsafe { (api.create)(&mut handle) };
-                    api.check("cublasLtCreate", status)?;
-                    Ok(Opened { api, handle: Mutex::new(handle) })
-                });
-                match opened {
-                    Ok(opened) => return Ok(opened),
-                    Err(why) => refused.push(format!("{place} ({why})")),
-                }
-            }
-            refused.push(search::CUBLASLT.summary());
-            Err(format!("no cuBLASLt: looked for {}", refused.join("; ")))
+            search::CUBLASLT.first("cuBLASLt", |place| {
+                let api = Api::open(place)?;
+                let mut handle = ptr::null_mut();
+                // SAFETY: the device's context is current, and `handle` is ours to write.
+                let status = unsafe { (api.create)(&mut handle) };
+                api.check("cublasLtCreate", status)?;
+                Ok(Opened { api, handle: Mutex::new(handle) })
+            })
         };
         self.opened.get_or_init(open).as_ref().map_err(String::clone)
     }
@@ -394,7 +386,7 @@ unsafe impl Send for Plan {}
 unsafe impl Sync for Plan {}
 
 /// A description, freed with its owner; that calls no driver.
-struct Owned(*mut c_void, Destroy);
+pub(super) struct Owned(pub *mut c_void, pub Destroy);
 
 impl Drop for Owned {
     fn drop(&mut self) {

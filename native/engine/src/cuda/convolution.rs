@@ -1,44 +1,45 @@
-//! `conv`: what the windows see becomes the columns of a matrix, a part at a time that stays in the
-//! caches, and the kernel is multiplied with it by [`super::gemm`]; or a thread a few elements, where
-//! groups leave little to multiply.
+//! `conv`: by products of the kernel with what the windows see ([`super::columns`]), or a thread a few
+//! elements, where groups leave little to multiply; or by cuDNN ([`super::dnn`]), where it is there and
+//! was measured to be quicker.
 
-use super::gemm::{Gemm, Strides};
+use std::sync::Arc;
+
+use super::columns::{self, Cut, Products, ROWS, alone};
+use super::correlation::Convolution;
+use super::dnn;
 use super::launch::{Args, Context, Grid};
 use super::modules::Module;
 use super::props::Props;
+use super::shape;
 use super::walk::{Divisor, stray};
-use crate::call::Call;
+use crate::call::{Call, View};
 use crate::device::Explanation;
 use crate::error::{Error, Result};
 use crate::infer::infer;
 use crate::infer::product::Windows;
-use crate::op::{Conv, Op};
+use crate::op::{Conv, Op, Transpose};
 use crate::pool::{ALIGNMENT, round_up};
 use crate::spec::{DType, Spec};
 
-const COLUMNS: &str = "convolution/columns.cu";
 const DIRECT: &str = "convolution/direct.cu";
 const THREADS: u32 = 256;
 /// Neighbours that a thread of the direct kernel computes.
 const EACH: usize = 4;
-/// Rows of the columns that a thread lays out.
-const ROWS: usize = 8;
 /// Outputs of a group from which a product pays.
 const FEW_OUTPUTS: usize = 16;
 /// Multiplications up to which one launch is the quickest.
 const LITTLE_WORK: f64 = 1_048_576.0;
-/// Bytes of the columns that are laid out at a time where what is multiplied is 4 or 8 bytes: then
-/// the products are what takes the time, and they are quicker on many positions together. Of 16-bit
-/// types it is half of the second-level cache, so that the columns come out of it again.
-const PART: usize = 128 << 20;
-/// Images in a batch of products.
-const MOST_IMAGES: usize = 65_535;
+/// Positions of a batch from which cuDNN is the quicker in f32, and in 16-bit types also by steps.
+const MANY_POSITIONS: usize = 4096;
+/// Channels that it multiplies at once in 16-bit types.
+const CHANNELS: usize = 8;
 /// The kernels count along an axis, and the elements of a channel, in 32 bits with room for steps
 /// beyond either end.
 const LONGEST: i64 = 1 << 29;
 
 /// How it is computed.
 enum Kernel {
+    Library(Arc<dnn::Plan>),
     /// No elements to compute.
     Nothing,
     /// Nothing to sum up.
@@ -47,42 +48,94 @@ enum Kernel {
     Products(Products),
 }
 
-/// A conv as products: of the kernel {outputs, depth} by columns {depth, positions}.
-#[derive(Debug, Clone, Copy)]
-struct Products {
-    /// What is summed, in whole packs.
-    depth: usize,
-    /// How the positions are cut, and where the columns come from.
-    cut: Cut,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Cut {
-    /// The input is the columns itself: windows of one element, side by side.
-    Pointwise,
-    /// Image by image: sums go where they belong.
-    Images,
-    /// By so many positions, whichever images they are of: sums are spread afterwards.
-    Positions(usize),
-}
-
-struct Plan {
-    windows: Windows,
-    dtype: DType,
+pub(super) struct Plan {
+    pub windows: Windows,
+    pub dtype: DType,
     kernel: Kernel,
+    /// Why it is not cuDNN's, where that would be quicker.
+    refused: Option<String>,
+}
+
+impl Plan {
+    /// What cuDNN is asked for, where it takes such and is quicker than what we would do ourselves: by
+    /// the times of both in `bench/results/products.md`.
+    fn for_library(&self) -> Option<Convolution> {
+        let (windows, dtype) = (&self.windows, self.dtype);
+        let positions = windows.batch * windows.positions();
+        let half = matches!(dtype, DType::F16 | DType::BF16);
+        let packs = half && windows.channels.is_multiple_of(CHANNELS);
+        let quicker = match &self.kernel {
+            Kernel::Library(_) | Kernel::Nothing | Kernel::Zeros => false,
+            Kernel::Direct if windows.work() <= LITTLE_WORK || windows.groups == 1 => false,
+            Kernel::Direct => {
+                // For a channel each it has kernels of their own in f16 alone.
+                let single = (windows.channels, windows.outputs) == (1, 1);
+                packs || single && dtype == DType::F16 && positions >= MANY_POSITIONS
+            }
+            Kernel::Products(_) if alone(windows) => false,
+            // The columns of a single image are soon laid out, and the sums are where they belong.
+            Kernel::Products(Products { cut: Cut::Images, .. }) if windows.batch == 1 => false,
+            Kernel::Products(_) => {
+                let slides = windows.axes.iter().all(|axis| axis.stride == 1);
+                packs && slides || (packs || dtype == DType::F32) && positions >= MANY_POSITIONS
+            }
+        };
+        let nothing = matches!(self.kernel, Kernel::Nothing | Kernel::Zeros);
+        let (asked, last) = match std::env::var("NITROX_CONV").as_deref() {
+            Ok("own") => (false, false),
+            Ok("first") => (!nothing, false),
+            Ok("last") => (!nothing, true),
+            _ => (quicker, false),
+        };
+        if !asked {
+            return None;
+        }
+        Convolution::of(windows, dtype).map(|c| Convolution { last, ..c })
+    }
+
+    /// The input, the kernel and the output as matrices, where the channels of each are rows and become
+    /// columns; bytes of each are rounded up.
+    fn matrices(&self) -> [[usize; 3]; 3] {
+        let Windows { batch, groups, channels, outputs, .. } = self.windows;
+        [
+            [batch, groups * channels, self.windows.channel()],
+            [groups * outputs, channels, self.windows.taps()],
+            [batch, self.windows.positions(), groups * outputs],
+        ]
+    }
+
+    /// Bytes of the operands with their channels last.
+    fn copies(&self) -> [usize; 3] {
+        self.matrices().map(|[batch, rows, columns]| {
+            let bytes = batch * rows * columns * self.dtype.size();
+            round_up(bytes, ALIGNMENT).unwrap_or(usize::MAX)
+        })
+    }
 }
 
 fn plan(props: &Props, op: &Conv, inputs: &[Option<&Spec>]) -> Result<Plan> {
+    let mut plan = own(props, op, inputs)?;
+    if let Some(convolution) = plan.for_library() {
+        match props.dnn.plan(&convolution) {
+            Ok(library) => plan.kernel = Kernel::Library(library),
+            Err(why) => plan.refused = Some(why),
+        }
+    }
+    Ok(plan)
+}
+
+/// By our own kernels, and without a look at cuDNN.
+fn own(props: &Props, op: &Conv, inputs: &[Option<&Spec>]) -> Result<Plan> {
     let [Some(input), Some(kernel), ..] = inputs else { return stray("conv") };
     let outputs = infer(&Op::Conv(op.clone()), inputs)?;
     let Some(out) = outputs.first() else { return stray("conv") };
     let windows = Windows::of(op, input, kernel, out);
     let dtype = input.dtype;
     if out.is_empty() {
-        return Ok(Plan { windows, dtype, kernel: Kernel::Nothing });
+        return Ok(Plan { windows, dtype, kernel: Kernel::Nothing, refused: None });
     }
     if windows.inner() == 0 {
-        return Ok(Plan { windows, dtype, kernel: Kernel::Zeros });
+        return Ok(Plan { windows, dtype, kernel: Kernel::Zeros, refused: None });
     }
     let padded = windows.axes.iter().zip(&windows.spatial).all(|(axis, &out)| {
         let reach = (out * axis.stride + axis.taps * axis.kernel_dilation) as i64;
@@ -99,133 +152,9 @@ fn plan(props: &Props, op: &Conv, inputs: &[Option<&Spec>]) -> Result<Plan> {
         || deep
     {
         true => Kernel::Direct,
-        false => Kernel::Products(products(props, &windows, dtype)),
+        false => Kernel::Products(Products::of(props, &windows, dtype)),
     };
-    Ok(Plan { windows, dtype, kernel })
-}
-
-fn products(props: &Props, windows: &Windows, dtype: DType) -> Products {
-    let (size, inner, positions) = (dtype.size(), windows.inner(), windows.positions());
-    let pack = 16 / size;
-    let alone = windows.axes.iter().all(|axis| {
-        (axis.taps, axis.stride, axis.input_dilation, axis.low, axis.high) == (1, 1, 1, 0, 0)
-    });
-    let whole = positions.is_multiple_of(pack);
-    if alone && whole {
-        return Products { depth: inner, cut: Cut::Pointwise };
-    }
-    let most = match size {
-        2 => (props.l2 / 2).clamp(8 << 20, 64 << 20),
-        _ => PART,
-    };
-    let depth = inner.next_multiple_of(pack);
-    let image = depth.saturating_mul(positions).saturating_mul(size);
-    let cut = if whole && image <= 2 * most && (windows.batch == 1 || image >= most / 2) {
-        Cut::Images
-    } else {
-        let all = windows.batch * positions;
-        let parts = all.div_ceil((most / (depth * size)).max(1024));
-        Cut::Positions(all.div_ceil(parts).next_multiple_of(128).min(all.next_multiple_of(pack)))
-    };
-    Products { depth, cut }
-}
-
-/// A product on a part of the positions.
-#[derive(Debug, Clone, Copy)]
-struct Part {
-    /// The first image, or the first position.
-    first: usize,
-    /// Positions, and those that a row of the columns has room for.
-    positions: usize,
-    gemm: Gemm,
-}
-
-impl Products {
-    fn parts(&self, windows: &Windows, dtype: DType) -> impl Iterator<Item = Part> {
-        let Products { depth, cut } = *self;
-        let positions = windows.positions();
-        let (step, all) = match cut {
-            Cut::Pointwise => (windows.batch.min(MOST_IMAGES), windows.batch),
-            Cut::Images => (1, windows.batch),
-            Cut::Positions(part) => (part, windows.batch * positions),
-        };
-        let pack = 16 / dtype.size();
-        let outputs = windows.outputs;
-        let (channel, batch_stride) = (windows.channel(), windows.batch_stride);
-        let y_batch = windows.groups * outputs * positions;
-        // What a group's operands and an image's are away from the first: the least common power
-        // of two of their bytes.
-        let group = [outputs * depth, outputs * positions, windows.group_stride];
-        let image = [y_batch, batch_stride, positions];
-        let apart = group
-            .iter()
-            .filter(|_| windows.groups > 1)
-            .chain(image.iter().filter(|_| matches!(cut, Cut::Pointwise | Cut::Images)));
-        let bits = apart.fold(ALIGNMENT, |bits, elements| bits | (elements * dtype.size()));
-        let alignment = 1u32 << bits.trailing_zeros();
-        (0..all).step_by(step.max(1)).map(move |first| {
-            let count = step.min(all - first);
-            let (batch, columns, b) = match cut {
-                Cut::Pointwise => (
-                    count,
-                    positions,
-                    Strides { batch: batch_stride as i64, free: 1, inner: channel as i64 },
-                ),
-                Cut::Images => {
-                    let pitch = positions as i64;
-                    (count, positions, Strides { batch: positions as i64, free: 1, inner: pitch })
-                }
-                Cut::Positions(_) => {
-                    let pitch = count.next_multiple_of(pack);
-                    (1, pitch, Strides { batch: 0, free: 1, inner: pitch as i64 })
-                }
-            };
-            Part {
-                first,
-                positions: if matches!(cut, Cut::Positions(_)) { count } else { count * positions },
-                gemm: Gemm {
-                    batch,
-                    rows: outputs,
-                    inner: depth,
-                    columns,
-                    a: Strides { batch: 0, free: depth as i64, inner: 1 },
-                    b,
-                    y_batch: if batch == 1 { outputs * columns } else { y_batch },
-                    dtype,
-                    alignment,
-                },
-            }
-        })
-    }
-
-    /// Bytes of the kernel with rows of `depth`, of the columns, and of the sums to be spread.
-    fn pieces(&self, windows: &Windows, dtype: DType) -> [usize; 3] {
-        let size = dtype.size();
-        let widened = match self.depth == windows.inner() {
-            true => 0,
-            false => windows.groups * windows.outputs * self.depth,
-        };
-        let pack = 16 / size;
-        let [columns, sums] = match self.cut {
-            Cut::Pointwise => [0, 0],
-            Cut::Images => [windows.positions() * self.depth, 0],
-            Cut::Positions(part) => {
-                let pitch = part.next_multiple_of(pack);
-                [pitch.saturating_mul(self.depth), pitch * windows.outputs]
-            }
-        };
-        [widened, columns, sums].map(|elements| {
-            let bytes = elements.saturating_mul(size);
-            round_up(bytes, ALIGNMENT).unwrap_or(usize::MAX)
-        })
-    }
-
-    /// The different products among the parts: all but the last are the same.
-    fn gemms(&self, windows: &Windows, dtype: DType) -> Vec<Gemm> {
-        let mut all: Vec<_> = self.parts(windows, dtype).map(|part| part.gemm).collect();
-        all.dedup();
-        all
-    }
+    Ok(Plan { windows, dtype, kernel, refused: None })
 }
 
 /// As in `convolution/windows.cuh`.
@@ -259,7 +188,7 @@ struct Shape {
 }
 
 /// Axes that a kernel is compiled for.
-fn rank(windows: &Windows) -> usize {
+pub(super) fn rank(windows: &Windows) -> usize {
     if windows.axes.len() <= 3 { 3 } else { 6 }
 }
 
@@ -287,7 +216,7 @@ fn axes<const RANK: usize>(windows: &Windows) -> [Axis; RANK] {
     axes
 }
 
-fn windows_arg(args: &mut Args, windows: &Windows) {
+pub(super) fn windows_arg(args: &mut Args, windows: &Windows) {
     match rank(windows) {
         3 => args.value(axes::<3>(windows)),
         _ => args.value(axes::<6>(windows)),
@@ -295,12 +224,8 @@ fn windows_arg(args: &mut Args, windows: &Windows) {
 }
 
 /// Whether there are zeros between the elements of the input.
-fn dilated(windows: &Windows) -> bool {
+pub(super) fn dilated(windows: &Windows) -> bool {
     windows.axes.iter().any(|axis| axis.input_dilation != 1)
-}
-
-fn columns_module(size: usize, rank: usize) -> Module {
-    Module::new(COLUMNS).define("BYTES", size).define("RANK", rank)
 }
 
 fn direct_module(dtype: DType, rank: usize) -> Module {
@@ -308,14 +233,22 @@ fn direct_module(dtype: DType, rank: usize) -> Module {
 }
 
 pub fn explain(props: &Props, op: &Conv, inputs: &[Option<&Spec>]) -> Result<Explanation> {
-    let Plan { windows, dtype, kernel } = plan(props, op, inputs)?;
+    let Plan { windows, dtype, kernel, refused } = plan(props, op, inputs)?;
     let none = |variant, why: &str| Ok(Explanation { variant, why: why.into(), launches: 0 });
+    let refused = refused.map_or(String::new(), |why| format!("; not by cuDNN: {why}"));
     let products = match kernel {
+        Kernel::Library(library) => {
+            let why = format!("by cuDNN, its {}", library.algorithm());
+            return Ok(match library.last {
+                true => Explanation { variant: "cudnn_last", why, launches: 4 },
+                false => Explanation { variant: "cudnn", why, launches: 1 },
+            });
+        }
         Kernel::Nothing => return none("nothing", "no elements"),
         Kernel::Zeros => return none("zeros", "nothing is summed"),
         Kernel::Direct => {
             let why = format!(
-                "a thread a few elements: {} output(s) a group, each of {} products",
+                "a thread a few elements: {} output(s) a group, each of {} products{refused}",
                 windows.outputs,
                 windows.inner()
             );
@@ -332,30 +265,37 @@ pub fn explain(props: &Props, op: &Conv, inputs: &[Option<&Spec>]) -> Result<Exp
         Cut::Positions(_) => ("columns_spread", "columns laid out in whole packs, sums spread", 3),
     };
     let groups = windows.groups;
-    let why = format!("{how}, {parts} part(s) of {groups} group(s): {product}");
+    let why = format!("{how}, {parts} part(s) of {groups} group(s): {product}{refused}");
     let widened = usize::from(products.depth != windows.inner());
     Ok(Explanation { variant, why, launches: widened + groups * parts * each })
 }
 
 pub fn modules(props: &Props, op: &Conv, inputs: &[Option<&Spec>]) -> Result<Vec<Module>> {
-    let Plan { windows, dtype, kernel } = plan(props, op, inputs)?;
+    let Plan { windows, dtype, kernel, .. } = plan(props, op, inputs)?;
     Ok(match kernel {
-        Kernel::Nothing | Kernel::Zeros => Vec::new(),
+        Kernel::Library(library) if library.last => {
+            shape::modules(props, &transpose(), &[Some(&Spec::new(dtype, [1, 1, 1])?)])?
+        }
+        Kernel::Nothing | Kernel::Zeros | Kernel::Library(_) => Vec::new(),
         Kernel::Direct => vec![direct_module(dtype, rank(&windows))],
         Kernel::Products(products) => {
             let gemms = products.gemms(&windows, dtype);
             let mut all: Vec<_> = gemms.iter().flat_map(|gemm| gemm.modules(props)).collect();
             if products.cut != Cut::Pointwise {
-                all.push(columns_module(dtype.size(), rank(&windows)));
+                all.push(columns::module(dtype.size(), rank(&windows)));
             }
             all
         }
     })
 }
 
-/// Whether a launch has nothing of the library's to open or load.
+/// Whether a launch has nothing of the libraries' to open or load.
 pub fn is_warm(props: &Props, op: &Conv, inputs: &[Option<&Spec>]) -> Result<bool> {
-    let Plan { windows, dtype, kernel } = plan(props, op, inputs)?;
+    let plan = own(props, op, inputs)?;
+    if let Some(warm) = plan.for_library().and_then(|c| props.dnn.is_warm(&c)) {
+        return Ok(warm);
+    }
+    let Plan { windows, dtype, kernel, .. } = plan;
     Ok(match kernel {
         Kernel::Products(products) => {
             products.gemms(&windows, dtype).iter().all(|gemm| gemm.is_warm(props))
@@ -366,8 +306,17 @@ pub fn is_warm(props: &Props, op: &Conv, inputs: &[Option<&Spec>]) -> Result<boo
 
 /// The pieces, then what the product needs.
 pub fn workspace(props: &Props, op: &Conv, inputs: &[Option<&Spec>]) -> Result<usize> {
-    let Plan { windows, dtype, kernel } = plan(props, op, inputs)?;
-    let Kernel::Products(products) = kernel else { return Ok(0) };
+    let plan = plan(props, op, inputs)?;
+    let copies = plan.copies();
+    let Plan { windows, dtype, kernel, .. } = plan;
+    let products = match kernel {
+        Kernel::Products(products) => products,
+        Kernel::Library(library) if library.last => {
+            return Ok(copies.iter().fold(library.workspace, |sum, &n| sum.saturating_add(n)));
+        }
+        Kernel::Library(library) => return Ok(library.workspace),
+        _ => return Ok(0),
+    };
     let gemms = products.gemms(&windows, dtype);
     let product = gemms.iter().map(|gemm| gemm.workspace(props)).max().unwrap_or(0);
     let pieces = products.pieces(&windows, dtype);
@@ -389,9 +338,55 @@ pub unsafe fn launch(cx: &Context, op: &Conv, call: &Call) -> Result<()> {
             Kernel::Nothing => Ok(()),
             Kernel::Zeros => cx.memset_zero(y.addr, y.spec.bytes()),
             Kernel::Direct => launch_direct(cx, &plan, at),
-            Kernel::Products(products) => launch_products(cx, &plan, &products, at, call.workspace),
+            Kernel::Products(products) => products.launch(cx, &plan, at, call.workspace),
+            Kernel::Library(ref library) if library.last => {
+                launch_last(cx, &plan, library, at, call.workspace)
+            }
+            Kernel::Library(ref library) => {
+                let [x, kernel, y] = at;
+                let at = dnn::Addresses { x, kernel, y, workspace: call.workspace };
+                cx.props().dnn.launch(cx.stream().raw(), library, at)
+            }
         }
     }
+}
+
+fn transpose() -> Op {
+    Op::Transpose(Transpose { axes: vec![0, 2, 1] })
+}
+
+/// # Safety
+/// The addresses are those of the input, the kernel and the output of `plan`, and the workspace has
+/// room for the copies and then for what the library needs.
+unsafe fn launch_last(
+    cx: &Context,
+    plan: &Plan,
+    library: &dnn::Plan,
+    [x, kernel, y]: [u64; 3],
+    workspace: u64,
+) -> Result<()> {
+    let turn = |shape: [usize; 3], from: u64, to: u64| {
+        let op = transpose();
+        let [batch, rows, columns] = shape;
+        let (input, output) =
+            (Spec::new(plan.dtype, shape)?, Spec::new(plan.dtype, [batch, columns, rows])?);
+        let view = |addr, spec| View { addr, spec, constant: false, rows: None };
+        let (inputs, outputs) = ([Some(view(from, &input))], [view(to, &output)]);
+        let call = Call { op: &op, inputs: &inputs, outputs: &outputs, workspace: 0 };
+        // SAFETY: the caller's promise.
+        unsafe { shape::launch(cx, &op, &call) }
+    };
+    let [input, weights, output] = plan.matrices();
+    let [x_bytes, kernel_bytes, y_bytes] = plan.copies().map(|bytes| bytes as u64);
+    let x_at = workspace;
+    let kernel_at = x_at + x_bytes;
+    let y_at = kernel_at + kernel_bytes;
+    turn(input, x, x_at)?;
+    turn(weights, kernel, kernel_at)?;
+    let at = dnn::Addresses { x: x_at, kernel: kernel_at, y: y_at, workspace: y_at + y_bytes };
+    // SAFETY: the caller's promise.
+    unsafe { cx.props().dnn.launch(cx.stream().raw(), library, at) }?;
+    turn(output, y_at, y)
 }
 
 /// # Safety
@@ -432,118 +427,69 @@ unsafe fn launch_direct(cx: &Context, plan: &Plan, [x, kernel, y]: [u64; 3]) -> 
     unsafe { cx.launch(&function, grid, &mut args) }
 }
 
-/// # Safety
-/// As for [`launch_direct`], and the workspace is as large as [`workspace`] said.
-unsafe fn launch_products(
-    cx: &Context,
-    plan: &Plan,
-    products: &Products,
-    [x, kernel, y]: [u64; 3],
-    workspace: u64,
-) -> Result<()> {
-    let (windows, dtype) = (&plan.windows, plan.dtype);
-    let size = dtype.size();
-    let module = columns_module(size, rank(windows));
-    let [widened, columns, sums] = products.pieces(windows, dtype).map(|bytes| bytes as u64);
-    let columns_at = workspace + widened;
-    let sums_at = columns_at + columns;
-    let scratch = sums_at + sums;
-    let away = |base: u64, elements: usize| base + (elements * size) as u64;
-    let (positions, depth) = (windows.positions(), products.depth);
-    let all_outputs = windows.groups * windows.outputs;
-
-    let kernel = if widened > 0 {
-        let mut args = Args::new();
-        args.ptr(kernel).ptr(workspace).u64(all_outputs as u64);
-        args.value(Divisor::new(depth)).u64(windows.inner() as u64);
-        let grid = Grid::new((all_outputs * depth).div_ceil(THREADS as usize), THREADS)?;
-        let function = cx.function(&module, "widen_rows")?;
-        // SAFETY: these are the entry's parameters, and the caller vouches for the addresses.
-        unsafe { cx.launch(&function, grid, &mut args) }?;
-        workspace
-    } else {
-        kernel
-    };
-    for group in 0..windows.groups {
-        let x = away(x, group * windows.group_stride);
-        let kernel = away(kernel, group * windows.outputs * depth);
-        let y = away(y, group * windows.outputs * positions);
-        for part in products.parts(windows, dtype) {
-            let Part { first, gemm, .. } = part;
-            let image_y = away(y, first * all_outputs * positions);
-            // SAFETY: the caller's promise; the parts lie within the operands.
-            unsafe {
-                match products.cut {
-                    Cut::Pointwise => {
-                        let image = away(x, first * windows.batch_stride);
-                        gemm.launch(cx, [kernel, image, image_y], scratch)?;
-                    }
-                    Cut::Images => {
-                        lay_out(cx, plan, &part, first * positions, depth, [x, columns_at])?;
-                        gemm.launch(cx, [kernel, columns_at, image_y], scratch)?;
-                    }
-                    Cut::Positions(_) => {
-                        lay_out(cx, plan, &part, first, depth, [x, columns_at])?;
-                        gemm.launch(cx, [kernel, columns_at, sums_at], scratch)?;
-                        spread(cx, plan, &part, [sums_at, y])?;
-                    }
-                }
-            }
-        }
-    }
-    Ok(())
-}
-
-/// # Safety
-/// The addresses are those of a group's input, and of room for the columns of the part.
-unsafe fn lay_out(
-    cx: &Context,
-    plan: &Plan,
-    part: &Part,
-    first: usize,
-    depth: usize,
-    [x, to]: [u64; 2],
-) -> Result<()> {
-    let windows = &plan.windows;
-    let pack = 16 / plan.dtype.size();
-    let pitch = part.gemm.b.inner as usize;
-    let mut args = Args::new();
-    args.ptr(x).ptr(to);
-    windows_arg(&mut args, windows);
-    args.value(Divisor::new(windows.positions())).value(Divisor::new(windows.taps()));
-    args.i64(windows.batch_stride as i64).i64(windows.channel() as i64);
-    args.u64(first as u64).u64((first + part.positions) as u64).u64(pitch as u64);
-    args.u32(depth as u32).u32(windows.inner() as u32);
-    let blocks = [pitch.div_ceil(pack * THREADS as usize), depth.div_ceil(ROWS), 1];
-    let module = columns_module(plan.dtype.size(), rank(windows));
-    let entry = if dilated(windows) { "columns_dilated" } else { "columns_plain" };
-    let function = cx.function(&module, entry)?;
-    // SAFETY: these are the entry's parameters, and the caller vouches for the addresses.
-    unsafe { cx.launch(&function, Grid::new_3d(blocks, THREADS)?, &mut args) }
-}
-
-/// # Safety
-/// The addresses are those of the sums of the part, and of a group's output.
-unsafe fn spread(cx: &Context, plan: &Plan, part: &Part, [sums, y]: [u64; 2]) -> Result<()> {
-    let windows = &plan.windows;
-    let mut args = Args::new();
-    args.ptr(sums).ptr(y).value(Divisor::new(windows.positions()));
-    args.u64(part.first as u64).u64(part.positions as u64).u64(part.gemm.columns as u64);
-    args.u32(windows.outputs as u32).u64((windows.groups * windows.outputs) as u64);
-    let across = part.positions.div_ceil(THREADS as usize);
-    let blocks = [across, windows.outputs.min(65_535), 1];
-    let module = columns_module(plan.dtype.size(), rank(windows));
-    let function = cx.function(&module, "spread")?;
-    // SAFETY: these are the entry's parameters, and the caller vouches for the addresses.
-    unsafe { cx.launch(&function, Grid::new_3d(blocks, THREADS)?, &mut args) }
-}
-
 pub fn all_modules() -> Vec<Module> {
     let mut all = Vec::new();
     for rank in [3, 6] {
-        all.extend([2, 4, 8].map(|size| columns_module(size, rank)));
+        all.extend([2, 4, 8].map(|size| columns::module(size, rank)));
         let floats = DType::ALL.into_iter().filter(|dtype| dtype.is_float());
         all.extend(floats.map(|dtype| direct_module(dtype, rank)));
     }
     all
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::super::window::tests::props;
+    use super::*;
+
+    /// Whether it would be asked of cuDNN: a square image and kernel, as in the benchmark.
+    fn asked(
+        dtype: DType,
+        input: [usize; 3],
+        kernel: [usize; 3],
+        [stride, pad, groups]: [usize; 3],
+    ) -> bool {
+        let h200 = Props { l2: 60 << 20, ..props(132, 232_448) };
+        let [batch, channels, length] = input;
+        let [outputs, each, taps] = kernel;
+        let spec = |shape: [usize; 4]| Spec::new(dtype, shape).unwrap();
+        let (x, w) = (spec([batch, channels, length, length]), spec([outputs, each, taps, taps]));
+        let op = Conv {
+            strides: vec![stride; 2],
+            padding: vec![vec![pad as i64; 2]; 2],
+            input_dilation: vec![1; 2],
+            kernel_dilation: vec![1; 2],
+            feature_groups: groups,
+            batch_groups: 1,
+        };
+        own(&h200, &op, &[Some(&x), Some(&w)]).unwrap().for_library().is_some()
+    }
+
+    #[test]
+    fn cudnn_is_asked_where_it_was_quicker() {
+        use DType::{BF16, F16, F32, F64};
+        for (dtypes, input, kernel, options) in [
+            (&[][..], [1, 4, 84], [32, 4, 8], [4, 0, 1]),
+            (&[F32], [32, 4, 84], [32, 4, 8], [4, 0, 1]),
+            (&[], [32, 32, 20], [64, 32, 4], [2, 0, 1]),
+            (&[BF16, F16], [32, 64, 9], [64, 64, 3], [1, 0, 1]),
+            (&[F32], [32, 3, 224], [64, 3, 7], [2, 3, 1]),
+            (&[F32, BF16, F16], [32, 64, 56], [64, 64, 3], [1, 1, 1]),
+            (&[], [32, 256, 56], [64, 256, 1], [1, 0, 1]),
+            (&[F32, BF16, F16], [32, 128, 28], [128, 128, 3], [1, 1, 1]),
+            (&[F32, BF16, F16], [32, 256, 14], [256, 256, 3], [1, 1, 1]),
+            (&[BF16, F16], [32, 512, 7], [512, 512, 3], [1, 1, 1]),
+            (&[F16], [32, 256, 56], [256, 1, 3], [1, 1, 256]),
+            (&[BF16, F16], [32, 256, 28], [256, 8, 3], [1, 1, 32]),
+            (&[], [1, 256, 56], [256, 256, 3], [1, 1, 1]),
+            // Too little to sum for a second thought.
+            (&[], [2, 8, 9], [8, 8, 3], [1, 1, 1]),
+        ] {
+            for dtype in [F32, BF16, F16, F64] {
+                let got = asked(dtype, input, kernel, options);
+                assert_eq!(got, dtypes.contains(&dtype), "{dtype:?} {input:?} {kernel:?}");
+            }
+        }
+    }
 }

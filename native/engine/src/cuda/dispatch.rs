@@ -93,11 +93,12 @@ pub(crate) fn reads_rows(op: &Op, inputs: Inputs, i: usize, rows: Rows) -> bool 
         }
 }
 
-/// Whether a launch has nothing of cuBLASLt's to open or load; opens nothing itself.
+/// Whether a launch has nothing of a library's to open or load; opens nothing itself.
 pub fn is_warm(props: &Props, op: &Op, inputs: Inputs) -> Result<bool> {
     match op {
         Op::Dot(op) => dot::is_warm(props, op, inputs),
         Op::Conv(op) => convolution::is_warm(props, op, inputs),
+        Op::TriangularSolve(op) => solve::is_warm(props, op, inputs),
         Op::Dense(op) => dense::is_warm(props, op, inputs),
         Op::GatedMlp(op) => mlp::is_warm(props, op, inputs),
         Op::Lstm(_) | Op::Gru(_) => recurrent::is_warm(props, op, inputs),

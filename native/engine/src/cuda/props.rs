@@ -6,7 +6,9 @@ use std::sync::Arc;
 use cudarc::driver::sys::CUdevice_attribute as Attribute;
 
 use super::blas::Blas;
+use super::dnn::Dnn;
 use super::driver::Driver;
+use super::trsm::Trsm;
 use crate::error::Result;
 
 /// What a GPU has. Sizes are bytes.
@@ -30,6 +32,10 @@ pub struct Props {
     pub cooperative: bool,
     /// The library of matrix products, where it is there.
     pub(super) blas: Blas,
+    /// The library of convolutions, where it is there.
+    pub(super) dnn: Dnn,
+    /// The library of triangular systems, where it is there.
+    pub(super) trsm: Trsm,
     /// How many clusters of 16 blocks, each of which has a multiprocessor's shared memory to
     /// itself, run at once; 0 where there are no such clusters.
     pub clusters: u32,
@@ -77,6 +83,8 @@ impl Props {
             memory,
             cooperative: attribute(Attribute::CU_DEVICE_ATTRIBUTE_COOPERATIVE_LAUNCH)? != 0,
             blas: Blas::new(driver),
+            dnn: Dnn::new(driver),
+            trsm: Trsm::new(driver),
             // Asked of a kernel, which is not there yet.
             clusters: 0,
         })

@@ -1,4 +1,4 @@
-//! Where NVIDIA's libraries may lie: NVRTC and cuBLASLt.
+//! Where NVIDIA's libraries may lie: NVRTC, cuBLASLt, cuBLAS and cuDNN.
 
 use std::env;
 use std::error::Error as _;
@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 pub(super) struct Wanted {
     file: &'static str,
     /// The names that the system's loader is asked for first.
-    names: [&'static str; 3],
+    names: &'static [&'static str],
     /// The environment's variable that names another place.
     variable: &'static str,
     /// The folder of its own that a wheel has beside the one of the whole toolkit.
@@ -21,16 +21,30 @@ pub(super) struct Wanted {
 
 pub(super) const NVRTC: Wanted = Wanted {
     file: "libnvrtc.so",
-    names: ["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"],
+    names: &["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"],
     variable: "NITROX_NVRTC_PATH",
     wheel: "cuda_nvrtc",
 };
 
 pub(super) const CUBLASLT: Wanted = Wanted {
     file: "libcublasLt.so",
-    names: ["libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so"],
+    names: &["libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so"],
     variable: "NITROX_CUBLASLT_PATH",
     wheel: "cublas",
+};
+
+pub(super) const CUBLAS: Wanted = Wanted {
+    file: "libcublas.so",
+    names: &["libcublas.so.13", "libcublas.so.12", "libcublas.so"],
+    variable: "NITROX_CUBLAS_PATH",
+    wheel: "cublas",
+};
+
+pub(super) const CUDNN: Wanted = Wanted {
+    file: "libcudnn.so",
+    names: &["libcudnn.so.9"],
+    variable: "NITROX_CUDNN_PATH",
+    wheel: "cudnn",
 };
 
 /// Where a library was looked for.
@@ -57,6 +71,14 @@ impl Place {
         match self {
             Place::Name(name) => OsStr::new(name),
             Place::File(path) => path.as_os_str(),
+        }
+    }
+
+    /// Another library at the same place.
+    pub fn beside(&self, name: &'static str) -> Place {
+        match self {
+            Place::Name(_) => Place::Name(name),
+            Place::File(path) => Place::File(path.with_file_name(name)),
         }
     }
 }
@@ -97,6 +119,23 @@ impl Wanted {
         Survey { found, places, folders: self.folders() }
     }
 
+    /// What `open` makes of the first place that will do, or why none will. `name` is for the message.
+    pub fn first<T>(
+        &self,
+        name: &str,
+        open: impl Fn(&Place) -> Result<T, String>,
+    ) -> Result<T, String> {
+        let mut refused = Vec::new();
+        for place in self.places() {
+            match open(&place) {
+                Ok(opened) => return Ok(opened),
+                Err(why) => refused.push(format!("{place} ({why})")),
+            }
+        }
+        refused.push(self.summary());
+        Err(format!("no {name}: looked for {}", refused.join("; ")))
+    }
+
     /// The only place to look at, a file or a folder, where it is set: what was asked for by name is
     /// not replaced in silence.
     fn asked_for(&self) -> Option<PathBuf> {
@@ -108,7 +147,7 @@ impl Wanted {
         if let Some(path) = self.asked_for() {
             return if path.is_dir() { self.libraries_in(&path) } else { vec![Place::File(path)] };
         }
-        let mut places: Vec<_> = self.names.map(Place::Name).into_iter().collect();
+        let mut places: Vec<_> = self.names.iter().copied().map(Place::Name).collect();
         places.extend(self.folders().iter().flat_map(|folder| self.libraries_in(folder)));
         // The same file under several names, or by several ways, is tried once.
         let mut seen = Vec::new();

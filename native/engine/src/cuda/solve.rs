@@ -1,9 +1,10 @@
 //! `triangular_solve`: a warp for each small triangle and some of its right sides, or a block that goes
-//! down a large one.
+//! down a large one; a single large one by cuBLAS ([`super::trsm`]), where it is there.
 
 use super::launch::{Args, Context, Grid};
 use super::modules::Module;
 use super::props::Props;
+use super::trsm::{self, Solve};
 use super::walk::{Divisor, stray};
 use crate::call::Call;
 use crate::device::Explanation;
@@ -96,30 +97,71 @@ fn plan(attrs: &TriangularSolve, inputs: &[Option<&Spec>]) -> Result<Plan> {
     })
 }
 
+/// The system as cuBLAS would be asked for it, without a look whether it is there.
+fn for_library(attrs: &TriangularSolve, inputs: &[Option<&Spec>]) -> Result<Option<Solve>> {
+    infer(&Op::TriangularSolve(*attrs), inputs)?;
+    let [Some(a), Some(b)] = inputs else { return stray("triangular_solve") };
+    Ok(Solve::of(attrs, &solve::Systems::of(attrs, a, b), a.dtype))
+}
+
+/// The same where it is there.
+fn library(
+    props: &Props,
+    attrs: &TriangularSolve,
+    inputs: &[Option<&Spec>],
+) -> Result<Option<Solve>> {
+    Ok(for_library(attrs, inputs)?.filter(|_| props.trsm.find().is_ok()))
+}
+
 pub fn explain(
-    _: &Props,
+    props: &Props,
     attrs: &TriangularSolve,
     inputs: &[Option<&Spec>],
 ) -> Result<Explanation> {
     let plan = plan(attrs, inputs)?;
-    let why = match plan.is_tile() {
-        true => "at most 32 rows: a lane each",
-        false => "32 rows at a time, by one block from the first down",
+    let mut why = match plan.is_tile() {
+        true => "at most 32 rows: a lane each".to_owned(),
+        false => "32 rows at a time, by one block from the first down".to_owned(),
     };
+    if for_library(attrs, inputs)?.is_some() {
+        match props.trsm.find() {
+            Ok(()) => {
+                let why = "one large triangle, by cuBLAS in place of the right sides".into();
+                return Ok(Explanation { variant: "cublas", why, launches: 2 });
+            }
+            Err(error) => why.push_str(&format!("; not by cuBLAS: {error}")),
+        }
+    }
     let launches = usize::from(plan.blocks > 0);
-    Ok(Explanation { variant: plan.entry, why: why.into(), launches })
+    Ok(Explanation { variant: plan.entry, why, launches })
 }
 
 pub fn modules(
-    _: &Props,
+    props: &Props,
     attrs: &TriangularSolve,
     inputs: &[Option<&Spec>],
 ) -> Result<Vec<Module>> {
-    Ok(vec![plan(attrs, inputs)?.module])
+    Ok(match library(props, attrs, inputs)? {
+        Some(_) => Vec::new(),
+        None => vec![plan(attrs, inputs)?.module],
+    })
 }
 
-pub fn workspace(_: &Props, attrs: &TriangularSolve, inputs: &[Option<&Spec>]) -> Result<usize> {
-    Ok(plan(attrs, inputs)?.workspace)
+/// Whether a launch has nothing of the library's to open or load.
+pub fn is_warm(props: &Props, attrs: &TriangularSolve, inputs: &[Option<&Spec>]) -> Result<bool> {
+    let solve = for_library(attrs, inputs)?;
+    Ok(solve.and_then(|solve| props.trsm.is_warm(&solve)).unwrap_or(true))
+}
+
+pub fn workspace(
+    props: &Props,
+    attrs: &TriangularSolve,
+    inputs: &[Option<&Spec>],
+) -> Result<usize> {
+    Ok(match library(props, attrs, inputs)? {
+        Some(_) => trsm::WORKSPACE,
+        None => plan(attrs, inputs)?.workspace,
+    })
 }
 
 /// # Safety
@@ -132,6 +174,16 @@ pub unsafe fn launch(cx: &Context, attrs: &TriangularSolve, call: &Call) -> Resu
     };
     if plan.blocks == 0 {
         return Ok(());
+    }
+    if let Some(solve) = library(cx.props(), attrs, &specs)? {
+        let at = [a.addr, y.addr, call.workspace];
+        // SAFETY: the caller vouches for the views, which `infer` has passed, and for the workspace.
+        unsafe {
+            if b.addr != y.addr {
+                cx.copy(y.addr, b.addr, y.spec.bytes())?;
+            }
+            return cx.props().trsm.launch(cx.stream().raw(), &solve, at);
+        }
     }
     let mut args = Args::new();
     args.ptr(a.addr).ptr(b.addr).ptr(y.addr);

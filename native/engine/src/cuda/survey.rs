@@ -6,7 +6,7 @@ use cudarc::driver::sys::CUdevice_attribute as Attribute;
 
 use super::driver::{Api, code};
 use super::search;
-use super::{blas, probe};
+use super::{blas, dnn, probe, trsm};
 use crate::error::Result;
 
 pub use search::Survey as Libraries;
@@ -14,6 +14,16 @@ pub use search::Survey as Libraries;
 /// Where cuBLASLt is looked for, and what came of it.
 pub fn cublaslt() -> Libraries {
     blas::survey()
+}
+
+/// Where cuBLAS is looked for, and what came of it.
+pub fn cublas() -> Libraries {
+    trsm::survey()
+}
+
+/// Where cuDNN is looked for, and what came of it.
+pub fn cudnn() -> Libraries {
+    dnn::survey()
 }
 
 /// A GPU that the driver shows.

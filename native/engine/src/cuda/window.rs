@@ -235,6 +235,8 @@ pub(super) mod tests {
             memory: 0,
             cooperative: true,
             blas: Default::default(),
+            dnn: Default::default(),
+            trsm: Default::default(),
             clusters: 0,
         }
     }

@@ -160,6 +160,73 @@ fn any() {
     run.finish();
 }
 
+/// Large enough to be cuDNN's where it is there: in f32 or in 16-bit types, mostly in both.
+#[test]
+fn many_positions() {
+    let mut run = Run::new("conv many positions");
+    for dtype in FLOATS {
+        for (input, kernel) in [
+            (&[5, 8, 900][..], &[8, 8, 5][..]),
+            (&[4, 8, 34, 34], &[8, 8, 3, 3]),
+            (&[4, 3, 36, 36], &[16, 3, 5, 5]),
+            (&[5, 24, 33, 31], &[7, 24, 3, 3]),
+            (&[2, 64, 16, 16], &[16, 64, 3, 3]),
+            (&[3, 8, 12, 16, 18], &[8, 8, 2, 3, 3]),
+        ] {
+            check(&mut run, dtype, plain(input.len() - 2), input, kernel);
+        }
+        for (conv, input, kernel) in [
+            // Along one axis.
+            (
+                Conv {
+                    strides: vec![2],
+                    kernel_dilation: vec![4],
+                    padding: vec![vec![4, 4]],
+                    ..plain(1)
+                },
+                &[5, 16, 2000][..],
+                &[8, 16, 3][..],
+            ),
+            (
+                Conv {
+                    strides: vec![2, 2],
+                    kernel_dilation: vec![2, 3],
+                    padding: vec![vec![1, 1], vec![2, 2]],
+                    ..plain(2)
+                },
+                &[3, 8, 80, 70],
+                &[16, 8, 3, 2],
+            ),
+            // As many windows as with an even padding, and not as many.
+            (
+                Conv { strides: vec![2, 2], padding: vec![vec![1, 0]; 2], ..plain(2) },
+                &[4, 8, 66, 66],
+                &[8, 8, 3, 3],
+            ),
+            (Conv { padding: vec![vec![1, 0]; 2], ..plain(2) }, &[4, 8, 34, 34], &[8, 8, 3, 3]),
+            (
+                Conv { strides: vec![1, 2, 1], padding: vec![vec![1, 1]; 3], ..plain(3) },
+                &[2, 8, 10, 20, 24],
+                &[8, 8, 3, 3, 3],
+            ),
+            // More padding than there are taps.
+            (Conv { padding: vec![vec![4, 4]; 2], ..plain(2) }, &[4, 8, 30, 30], &[8, 8, 2, 2]),
+        ] {
+            check(&mut run, dtype, conv, input, kernel);
+        }
+        for (feature_groups, input, kernel) in [
+            (2, &[4, 16, 34, 34][..], &[32, 8, 3, 3][..]),
+            (2, &[4, 16, 34, 34], &[16, 8, 3, 3]),
+            (32, &[3, 32, 42, 42], &[32, 1, 3, 3]),
+            (4, &[5, 32, 900], &[32, 8, 5]),
+        ] {
+            let conv = Conv { feature_groups, ..plain(input.len() - 2) };
+            check(&mut run, dtype, conv, input, kernel);
+        }
+    }
+    run.finish();
+}
+
 #[test]
 fn extremes() {
     let mut run = Run::new("conv extremes");
@@ -170,6 +237,19 @@ fn extremes() {
         let x = Array::floats(dtype, &[1, 2, 9, 9], &x);
         let w = run.rng.normal(dtype, &[3, 2, 3, 3], 0.3);
         let conv = Conv { padding: vec![vec![1, 1]; 2], ..plain(2) };
+        run.check(Op::Conv(conv.clone()), &[Some(&x), Some(&w)]);
+
+        let shape = [2, 8, 48, 48];
+        let mut x = run.rng.normal(dtype, &shape, 1.0).to_f64();
+        (x[0], x[3000], x[30_000], x[36_863]) = (f64::NAN, f64::INFINITY, 1e4, f64::NEG_INFINITY);
+        let x = Array::floats(dtype, &shape, &x);
+        let w = run.rng.normal(dtype, &[8, 8, 3, 3], 0.1);
+        run.check(Op::Conv(conv.clone()), &[Some(&x), Some(&w)]);
+        // The padding is zeros, and times infinity they are NaN.
+        let x = run.rng.normal(dtype, &shape, 1.0);
+        let mut w = w.to_f64();
+        (w[0], w[200]) = (f64::INFINITY, f64::NAN);
+        let w = Array::floats(dtype, &[8, 8, 3, 3], &w);
         run.check(Op::Conv(conv), &[Some(&x), Some(&w)]);
     }
     run.finish();

@@ -1,8 +1,8 @@
 use nitrox_engine::DType;
 use nitrox_engine::op::{Op, TriangularSolve};
 
-use crate::harness::Run;
-use crate::oracle::Array;
+use crate::harness::{Run, each_device, outputs};
+use crate::oracle::{Array, Expected, evaluate};
 
 const FLOATS: [DType; 4] = [DType::F32, DType::F64, DType::F16, DType::BF16];
 
@@ -104,6 +104,50 @@ fn many() {
         }
     }
     run.finish();
+}
+
+/// Single ones of many rows, which are cuBLAS's where it is there.
+#[test]
+fn large_ones() {
+    let mut run = Run::new("large triangles");
+    for (size, columns) in [(256, None), (257, Some(1)), (400, Some(3)), (520, Some(130))] {
+        for dtype in [DType::F32, DType::F64] {
+            for attrs in forms() {
+                check(&mut run, attrs, dtype, &[], size, columns);
+            }
+        }
+    }
+    run.finish();
+}
+
+/// A zero on the diagonal of a large one: the rows before it are as ever, and none is finite that
+/// depends on it; but where a quotient is infinite, a library may find no number.
+#[test]
+fn singular_and_large() {
+    let mut run = Run::new("singular large triangles");
+    let (size, at) = (300, 150);
+    for dtype in [DType::F32, DType::F64] {
+        for (attrs, columns) in forms().flat_map(|attrs| [(attrs, None), (attrs, Some(9))]) {
+            let mut values = triangle(&mut run, attrs, dtype, &[], size).to_f64();
+            values[at * size + at] = 0.0;
+            let a = Array::floats(dtype, &[size, size], &values);
+            let b = run.rng.normal(dtype, &sides(attrs, &[], size, columns), 1.0);
+            let (op, inputs) = (Op::TriangularSolve(attrs), [Some(&a), Some(&b)]);
+            let [Expected::Real(expected)] = &evaluate(&op, &inputs)[..] else {
+                panic!("one output of numbers")
+            };
+            each_device(|device| {
+                let got = outputs(device, &op, &inputs).unwrap()[0].to_f64();
+                for (i, (got, e)) in got.iter().zip(&expected.values).enumerate() {
+                    let same = match e.is_finite() {
+                        true => (got - e).abs() <= 1e-4 * (1.0 + e.abs()),
+                        false => !got.is_finite(),
+                    };
+                    assert!(same, "{dtype:?} {attrs:?} {columns:?}, {i}: {got}, expected {e}");
+                }
+            });
+        }
+    }
 }
 
 /// A zero on the diagonal gives what it divides: the rows before it are as ever, and none is finite
