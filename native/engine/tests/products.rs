@@ -212,7 +212,7 @@ fn what_is_a_librarys_where_it_is_there() {
                 println!("left out, {library}: {}", explanation.why);
                 continue;
             }
-            assert!(explanation.variant.starts_with(variant), "{dtype:?}: {}", explanation.why);
+            assert_eq!(explanation.variant, variant, "{dtype:?}: {}", explanation.why);
             println!("{dtype:?}: {}", explanation.why);
         }
     }

@@ -10,15 +10,13 @@ use super::dnn;
 use super::launch::{Args, Context, Grid};
 use super::modules::Module;
 use super::props::Props;
-use super::shape;
 use super::walk::{Divisor, stray};
-use crate::call::{Call, View};
+use crate::call::Call;
 use crate::device::Explanation;
 use crate::error::{Error, Result};
 use crate::infer::infer;
 use crate::infer::product::Windows;
-use crate::op::{Conv, Op, Transpose};
-use crate::pool::{ALIGNMENT, round_up};
+use crate::op::{Conv, Op};
 use crate::spec::{DType, Spec};
 
 const DIRECT: &str = "convolution/direct.cu";
@@ -80,36 +78,7 @@ impl Plan {
                 packs && slides || (packs || dtype == DType::F32) && positions >= MANY_POSITIONS
             }
         };
-        let nothing = matches!(self.kernel, Kernel::Nothing | Kernel::Zeros);
-        let (asked, last) = match std::env::var("NITROX_CONV").as_deref() {
-            Ok("own") => (false, false),
-            Ok("first") => (!nothing, false),
-            Ok("last") => (!nothing, true),
-            _ => (quicker, false),
-        };
-        if !asked {
-            return None;
-        }
-        Convolution::of(windows, dtype).map(|c| Convolution { last, ..c })
-    }
-
-    /// The input, the kernel and the output as matrices, where the channels of each are rows and become
-    /// columns; bytes of each are rounded up.
-    fn matrices(&self) -> [[usize; 3]; 3] {
-        let Windows { batch, groups, channels, outputs, .. } = self.windows;
-        [
-            [batch, groups * channels, self.windows.channel()],
-            [groups * outputs, channels, self.windows.taps()],
-            [batch, self.windows.positions(), groups * outputs],
-        ]
-    }
-
-    /// Bytes of the operands with their channels last.
-    fn copies(&self) -> [usize; 3] {
-        self.matrices().map(|[batch, rows, columns]| {
-            let bytes = batch * rows * columns * self.dtype.size();
-            round_up(bytes, ALIGNMENT).unwrap_or(usize::MAX)
-        })
+        if quicker { Convolution::of(windows, dtype) } else { None }
     }
 }
 
@@ -239,10 +208,7 @@ pub fn explain(props: &Props, op: &Conv, inputs: &[Option<&Spec>]) -> Result<Exp
     let products = match kernel {
         Kernel::Library(library) => {
             let why = format!("by cuDNN, its {}", library.algorithm());
-            return Ok(match library.last {
-                true => Explanation { variant: "cudnn_last", why, launches: 4 },
-                false => Explanation { variant: "cudnn", why, launches: 1 },
-            });
+            return Ok(Explanation { variant: "cudnn", why, launches: 1 });
         }
         Kernel::Nothing => return none("nothing", "no elements"),
         Kernel::Zeros => return none("zeros", "nothing is summed"),
@@ -273,9 +239,6 @@ pub fn explain(props: &Props, op: &Conv, inputs: &[Option<&Spec>]) -> Result<Exp
 pub fn modules(props: &Props, op: &Conv, inputs: &[Option<&Spec>]) -> Result<Vec<Module>> {
     let Plan { windows, dtype, kernel, .. } = plan(props, op, inputs)?;
     Ok(match kernel {
-        Kernel::Library(library) if library.last => {
-            shape::modules(props, &transpose(), &[Some(&Spec::new(dtype, [1, 1, 1])?)])?
-        }
         Kernel::Nothing | Kernel::Zeros | Kernel::Library(_) => Vec::new(),
         Kernel::Direct => vec![direct_module(dtype, rank(&windows))],
         Kernel::Products(products) => {
@@ -306,14 +269,9 @@ pub fn is_warm(props: &Props, op: &Conv, inputs: &[Option<&Spec>]) -> Result<boo
 
 /// The pieces, then what the product needs.
 pub fn workspace(props: &Props, op: &Conv, inputs: &[Option<&Spec>]) -> Result<usize> {
-    let plan = plan(props, op, inputs)?;
-    let copies = plan.copies();
-    let Plan { windows, dtype, kernel, .. } = plan;
+    let Plan { windows, dtype, kernel, .. } = plan(props, op, inputs)?;
     let products = match kernel {
         Kernel::Products(products) => products,
-        Kernel::Library(library) if library.last => {
-            return Ok(copies.iter().fold(library.workspace, |sum, &n| sum.saturating_add(n)));
-        }
         Kernel::Library(library) => return Ok(library.workspace),
         _ => return Ok(0),
     };
@@ -339,9 +297,6 @@ pub unsafe fn launch(cx: &Context, op: &Conv, call: &Call) -> Result<()> {
             Kernel::Zeros => cx.memset_zero(y.addr, y.spec.bytes()),
             Kernel::Direct => launch_direct(cx, &plan, at),
             Kernel::Products(products) => products.launch(cx, &plan, at, call.workspace),
-            Kernel::Library(ref library) if library.last => {
-                launch_last(cx, &plan, library, at, call.workspace)
-            }
             Kernel::Library(ref library) => {
                 let [x, kernel, y] = at;
                 let at = dnn::Addresses { x, kernel, y, workspace: call.workspace };
@@ -349,44 +304,6 @@ pub unsafe fn launch(cx: &Context, op: &Conv, call: &Call) -> Result<()> {
             }
         }
     }
-}
-
-fn transpose() -> Op {
-    Op::Transpose(Transpose { axes: vec![0, 2, 1] })
-}
-
-/// # Safety
-/// The addresses are those of the input, the kernel and the output of `plan`, and the workspace has
-/// room for the copies and then for what the library needs.
-unsafe fn launch_last(
-    cx: &Context,
-    plan: &Plan,
-    library: &dnn::Plan,
-    [x, kernel, y]: [u64; 3],
-    workspace: u64,
-) -> Result<()> {
-    let turn = |shape: [usize; 3], from: u64, to: u64| {
-        let op = transpose();
-        let [batch, rows, columns] = shape;
-        let (input, output) =
-            (Spec::new(plan.dtype, shape)?, Spec::new(plan.dtype, [batch, columns, rows])?);
-        let view = |addr, spec| View { addr, spec, constant: false, rows: None };
-        let (inputs, outputs) = ([Some(view(from, &input))], [view(to, &output)]);
-        let call = Call { op: &op, inputs: &inputs, outputs: &outputs, workspace: 0 };
-        // SAFETY: the caller's promise.
-        unsafe { shape::launch(cx, &op, &call) }
-    };
-    let [input, weights, output] = plan.matrices();
-    let [x_bytes, kernel_bytes, y_bytes] = plan.copies().map(|bytes| bytes as u64);
-    let x_at = workspace;
-    let kernel_at = x_at + x_bytes;
-    let y_at = kernel_at + kernel_bytes;
-    turn(input, x, x_at)?;
-    turn(weights, kernel, kernel_at)?;
-    let at = dnn::Addresses { x: x_at, kernel: kernel_at, y: y_at, workspace: y_at + y_bytes };
-    // SAFETY: the caller's promise.
-    unsafe { cx.props().dnn.launch(cx.stream().raw(), library, at) }?;
-    turn(output, y_at, y)
 }
 
 /// # Safety

@@ -14,8 +14,6 @@ pub(super) const AXES: usize = SPATIAL + 2;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Convolution {
     pub dtype: DType,
-    /// Whether its operands have their channels last.
-    pub last: bool,
     pub groups: c_int,
     /// All axes; those of the images come after two others.
     pub rank: usize,
@@ -44,7 +42,6 @@ impl Convolution {
         let first = 2 + usize::from(windows.axes.len() == 1);
         let mut convolution = Convolution {
             dtype,
-            last: false,
             groups: number(groups)?,
             rank: first + windows.axes.len(),
             input: [0; AXES],

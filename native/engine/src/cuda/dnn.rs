@@ -56,7 +56,6 @@ mod constant {
     pub const HALF: c_int = 2;
     pub const BFLOAT16: c_int = 9;
     pub const NCHW: c_int = 0;
-    pub const NHWC: c_int = 1;
     pub const CROSS_CORRELATION: c_int = 1;
     pub const DEFAULT_MATH: c_int = 0;
     pub const TENSOR_OP_MATH: c_int = 1;
@@ -421,8 +420,6 @@ pub(super) struct Plan {
     conv: Owned,
     algorithm: c_int,
     pub workspace: usize,
-    /// Whether its operands have their channels last.
-    pub last: bool,
     double: bool,
     /// Whether it was launched before.
     warm: AtomicBool,
@@ -440,17 +437,17 @@ impl Plan {
         let (rank, spatial) = (c.rank as c_int, c.rank as c_int - 2);
         let tensor = |shape: &[c_int; AXES]| {
             let desc = api.make(api.tensor_create, api.tensor_destroy)?;
-            let strides = dense(shape, c.rank, c.last);
+            let strides = dense(shape, c.rank);
             // SAFETY: the description is alive, and `rank` numbers are read of both.
             let status =
                 unsafe { (api.tensor_set)(desc.0, dtype, rank, shape.as_ptr(), strides.as_ptr()) };
             api.check("a tensor", status).map(|()| desc)
         };
         let (input, output) = (tensor(&c.input)?, tensor(&c.output)?);
-        let order = if c.last { constant::NHWC } else { constant::NCHW };
         let kernel = api.make(api.kernel_create, api.kernel_destroy)?;
         // SAFETY: the description is alive, and `rank` numbers are read.
-        let status = unsafe { (api.kernel_set)(kernel.0, dtype, order, rank, c.kernel.as_ptr()) };
+        let status =
+            unsafe { (api.kernel_set)(kernel.0, dtype, constant::NCHW, rank, c.kernel.as_ptr()) };
         api.check("a kernel", status)?;
         let conv = api.make(api.conv_create, api.conv_destroy)?;
         let double = c.dtype == DType::F64;
@@ -513,7 +510,6 @@ impl Plan {
                         conv,
                         algorithm,
                         workspace,
-                        last: c.last,
                         double,
                         warm,
                     });
@@ -560,16 +556,11 @@ fn first_math(dtype: DType) -> c_int {
     }
 }
 
-/// The strides of a dense tensor, where axis 1, of its channels, may be its last.
-fn dense(shape: &[c_int; AXES], rank: usize, last: bool) -> [c_int; AXES] {
+/// The strides of a dense tensor.
+fn dense(shape: &[c_int; AXES], rank: usize) -> [c_int; AXES] {
     let mut strides = [0; AXES];
     let mut stride: c_int = 1;
-    let order: &[usize] = match (last, rank) {
-        (false, _) => &[4, 3, 2, 1, 0],
-        (true, 4) => &[1, 3, 2, 0],
-        (true, _) => &[1, 4, 3, 2, 0],
-    };
-    for &axis in order.iter().filter(|&&axis| axis < rank) {
+    for axis in (0..rank).rev() {
         strides[axis] = stride;
         stride = stride.saturating_mul(shape[axis]);
     }
