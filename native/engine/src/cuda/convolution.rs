@@ -29,6 +29,9 @@ const FEW_OUTPUTS: usize = 16;
 const LITTLE_WORK: f64 = 1_048_576.0;
 /// Positions of a batch from which cuDNN is the quicker in f32, and in 16-bit types also by steps.
 const MANY_POSITIONS: usize = 4096;
+/// Positions from which it is for a single image, and what is summed from which it no longer is, in f32.
+const LARGE_IMAGE: usize = 16_384;
+const MANY_SUMMED: usize = 2048;
 /// Channels that it multiplies at once in 16-bit types.
 const CHANNELS: usize = 8;
 /// The kernels count along an axis, and the elements of a channel, in 32 bits with room for steps
@@ -71,11 +74,19 @@ impl Plan {
                 packs || single && dtype == DType::F16 && positions >= MANY_POSITIONS
             }
             Kernel::Products(_) if alone(windows) => false,
-            // The columns of a single image are soon laid out, and the sums are where they belong.
-            Kernel::Products(Products { cut: Cut::Images, .. }) if windows.batch == 1 => false,
-            Kernel::Products(_) => {
+            // The columns of a small single image are soon laid out, and the sums are where they belong.
+            Kernel::Products(Products { cut: Cut::Images, .. })
+                if windows.batch == 1 && positions < LARGE_IMAGE =>
+            {
+                false
+            }
+            Kernel::Products(_) if half => {
                 let slides = windows.axes.iter().all(|axis| axis.stride == 1);
-                packs && slides || (packs || dtype == DType::F32) && positions >= MANY_POSITIONS
+                packs && windows.taps() > 1 && (slides || positions >= MANY_POSITIONS)
+            }
+            // Where much is summed, a product hides that its columns were laid out.
+            Kernel::Products(_) => {
+                dtype == DType::F32 && positions >= MANY_POSITIONS && windows.inner() < MANY_SUMMED
             }
         };
         if quicker { Convolution::of(windows, dtype) } else { None }
@@ -395,11 +406,15 @@ mod tests {
             (&[F32, BF16, F16], [32, 64, 56], [64, 64, 3], [1, 1, 1]),
             (&[], [32, 256, 56], [64, 256, 1], [1, 0, 1]),
             (&[F32, BF16, F16], [32, 128, 28], [128, 128, 3], [1, 1, 1]),
-            (&[F32, BF16, F16], [32, 256, 14], [256, 256, 3], [1, 1, 1]),
+            (&[BF16, F16], [32, 256, 14], [256, 256, 3], [1, 1, 1]),
             (&[BF16, F16], [32, 512, 7], [512, 512, 3], [1, 1, 1]),
             (&[F16], [32, 256, 56], [256, 1, 3], [1, 1, 256]),
             (&[BF16, F16], [32, 256, 28], [256, 8, 3], [1, 1, 32]),
             (&[], [1, 256, 56], [256, 256, 3], [1, 1, 1]),
+            (&[F32, BF16, F16], [1, 64, 256], [64, 64, 3], [1, 1, 1]),
+            (&[F32, BF16, F16], [32, 128, 56], [128, 128, 3], [2, 1, 1]),
+            (&[F32], [32, 256, 56], [512, 256, 1], [2, 0, 1]),
+            (&[F32, BF16, F16], [32, 256, 28], [256, 32, 3], [1, 1, 8]),
             // Too little to sum for a second thought.
             (&[], [2, 8, 9], [8, 8, 3], [1, 1, 1]),
         ] {
