@@ -171,7 +171,7 @@ if Code.ensure_loaded?(Bumblebee) do
       got = predict(fast, state, inputs, Nitrox.Backend)
       assert {_, _} = got.cross_attentions
       assert_close(got.cross_attentions, expected.cross_attentions, @bound, "the weights")
-      assert ["its weights are a part of the model's output"] == whys(model)
+      assert ["its weights are an output of the model; weights: :beside takes it"] == whys(model)
     end
 
     defp whys(model) do
@@ -360,7 +360,9 @@ if Code.ensure_loaded?(Bumblebee) do
         end)
 
       out = Axon.container({model, %{model | output: id}})
-      assert [nil, "its weights are a part of the model's output"] == Enum.sort(whys(out))
+
+      assert [nil, "its weights are an output of the model; weights: :beside takes it"] ==
+               Enum.sort(whys(out))
     end
 
     test "a policy of bf16, and one of f16" do
