@@ -90,7 +90,10 @@ if Code.ensure_loaded?(Bumblebee) do
 
       for backend <- [Nx.BinaryBackend | backends()] do
         names = [[:nitrox, :op, :run], [:nitrox, :axon, :fallback], [:nitrox, :fallback]]
-        {got, events} = events(names, fn -> predict(fast, state, inputs, backend, opts) end)
+
+        {got, events} =
+          Nitrox.TestEvents.all(names, fn -> predict(fast, state, inputs, backend, opts) end)
+
         assert [] == for({[_, :fallback], details} <- events, do: details)
 
         [got, expected] = for result <- [got, expected], do: outputs(result, inputs)
@@ -234,7 +237,7 @@ if Code.ensure_loaded?(Bumblebee) do
 
         for backend <- [Nx.BinaryBackend | backends()] do
           {got, events} =
-            events(
+            Nitrox.TestEvents.all(
               [[:nitrox, :op, :run], [:nitrox, :axon, :fallback], [:nitrox, :tensor, :transfer]],
               fn -> run.(fast, backend, prompt) end
             )
