@@ -84,6 +84,30 @@ defmodule Nitrox.CompilerAxonTest do
       end
     end
 
+    # As guides/axon.md says: a program that holds the weights may run the layers as one.
+    @tag :cuda
+    test "recurrent layers one upon the other" do
+      zeros = [recurrent_initializer: :zeros]
+      {seq, _} = Axon.input("x", shape: {nil, 6, 64}) |> Axon.lstm(64, zeros)
+      {seq, _} = seq |> Axon.layer_norm() |> Axon.lstm(64, zeros)
+      model = Nitrox.Axon.accelerate(seq)
+      {_, predict} = Axon.build(model, mode: :inference)
+      params = parameters(model, {1, 6, 64})
+      x = Nx.template({1, 6, 64}, :f32)
+
+      ops = fn fun, args ->
+        explained = Nitrox.Compiler.explain(fun, args, device: {:cuda, 0})
+        for %{op: op} <- explained.ops, op not in [:concatenate, :reshape], do: op
+      end
+
+      apart = [:lstm, :layer_norm, :lstm]
+      assert ops.(predict, [params, x]) == apart
+      # Clusters of blocks are of Hopper and later.
+      {major, _} = Enum.find(Nitrox.devices(), &(&1.device == {:cuda, 0})).compute_capability
+      expected = if major >= 9, do: [:recurrent_stack], else: apart
+      assert ops.(&predict.(params, &1), [x]) == expected
+    end
+
     test "a training loop" do
       {model, shape} = TestModels.plain()[:mlp]
       x = input(shape)
