@@ -37,6 +37,7 @@ defmodule Nitrox.Native do
     explain: 3,
     compile: 5,
     program_info: 1,
+    program_explain: 1,
     program_run: 2,
     program_run_dirty: 2,
     session_new: 1,

@@ -206,6 +206,25 @@ defmodule Nitrox.Program do
     Map.put(Native.call(:program_info, [ref]), :device, device)
   end
 
+  @doc """
+  What a program's steps are: the op of each, and which kernel it uses and why, as in `Nitrox.explain/2`.
+
+  On a GPU neighbours are fused, so that a step may be several of the ops that were traced: a dense
+  layer with its activation is one of `:dense`, recurrent layers one upon the other may be one of
+  `:recurrent_stack`. An op that was left by itself is there under its own name.
+
+      for step <- Nitrox.Program.explain(program), do: {step.op, step.variant}
+  """
+  @spec explain(t()) :: [
+          %{op: atom(), variant: String.t(), why: String.t(), launches: non_neg_integer()}
+        ]
+  def explain(program) do
+    %{ref: ref} = Options.struct!(:program, program, __MODULE__)
+
+    for {op, variant, why, launches} <- Native.call(:program_explain, [ref]),
+        do: %{op: String.to_atom(op), variant: variant, why: why, launches: launches}
+  end
+
   @doc false
   # A run on what the library takes for inputs, to what it gives for outputs.
   def launch(%__MODULE__{} = program, feeds) do

@@ -168,6 +168,7 @@ defmodule Nitrox.BadInputTest do
          [next, [x], [state: x, device: :cpu, outputs: :tensor, instances: 2]]},
         {Program, :run, [program, [x]]},
         {Program, :info, [program]},
+        {Program, :explain, [program]},
         {Session, :new, [session.program]},
         {Session, :step, [session, [x]]},
         {Session, :prepare, [session]},

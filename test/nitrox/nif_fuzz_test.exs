@@ -321,7 +321,7 @@ defmodule Nitrox.NifFuzzTest do
     [device(), graph, parameters, [world.x], {one_in(2), pick([1, 2])}]
   end
 
-  defp args(name, world) when name in [:program_info, :session_new],
+  defp args(name, world) when name in [:program_info, :program_explain, :session_new],
     do: [pick([world.stateful | world.programs])]
 
   defp args(name, world) when name in [:program_run, :program_run_dirty],

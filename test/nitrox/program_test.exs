@@ -241,6 +241,23 @@ for {name, device, tags} <- [{:CPU, :cpu, []}, {:CUDA, {:cuda, 0}, [cuda: true]}
       end
     end
 
+    test "explain tells what each step is, and by which kernel" do
+      w = f32([[1.0, 2.0], [3.0, 4.0]])
+      x = t({{1, 2}, {:f, 32}})
+
+      program =
+        compile(&(&1 |> Nitrox.dense(w, nil) |> Nitrox.reshape({2}) |> Nitrox.softmax()), [x])
+
+      assert [%{op: :dense} = dense, %{op: :softmax} = softmax] = Program.explain(program)
+      assert Program.info(program).steps == 2
+      alone = &Nitrox.explain(&1, &2, device: @device)
+      op = %Nitrox.Op.Dense{activation: :none}
+      assert Map.delete(dense, :op) == alone.(op, [x, w, nil, nil])
+      op = %Nitrox.Op.Softmax{axis: 0, log: false}
+      assert Map.delete(softmax, :op) == alone.(op, [t({{2}, {:f, 32}})])
+      assert refused(fn -> Program.explain(w) end) =~ "Nitrox.Program"
+    end
+
     test "inspect" do
       program = compile(&Nitrox.add(&1, 1), [t()])
       assert inspect(program) == "#Nitrox.Program<(f32[3]) -> (f32[3]) on #{inspect(@device)}>"

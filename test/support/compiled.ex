@@ -150,10 +150,6 @@ if Code.ensure_loaded?(Nx) do
       end
     end
 
-    def handle(event, measurements, metadata, {parent, id}) do
-      if self() == parent, do: send(parent, {id, event, Map.merge(measurements, metadata)})
-    end
-
     @events [
       [:nitrox, :compile],
       [:nitrox, :program, :compile],
@@ -165,19 +161,8 @@ if Code.ensure_loaded?(Nx) do
 
     # What a function gives, and how many events of each kind it made, by the last words.
     def counted(fun) do
-      id = make_ref()
-      :ok = :telemetry.attach_many(id, @events, &__MODULE__.handle/4, {self(), id})
-      result = fun.()
-      :telemetry.detach(id)
-      {result, received(id, %{})}
-    end
-
-    defp received(id, counts) do
-      receive do
-        {^id, [:nitrox | name], _} -> received(id, Map.update(counts, name, 1, &(&1 + 1)))
-      after
-        0 -> counts
-      end
+      {result, events} = Nitrox.TestEvents.all(@events, fun)
+      {result, Enum.frequencies(for {[:nitrox | name], _} <- events, do: name)}
     end
 
     def devices, do: Application.get_env(:nitrox, :test_devices)

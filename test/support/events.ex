@@ -4,10 +4,10 @@ defmodule Nitrox.TestEvents do
 
   @doc """
   What the function gives, and the events of these names that this process made meanwhile, in their
-  order: `{name's last part, measurements and metadata}`.
+  order: `{name, measurements and metadata}`.
   """
-  @spec during([[atom()]], (-> result)) :: {result, [{atom(), map()}]} when result: term()
-  def during(names, fun) do
+  @spec all([[atom()]], (-> result)) :: {result, [{[atom()], map()}]} when result: term()
+  def all(names, fun) do
     id = make_ref()
     :ok = apply(:telemetry, :attach_many, [id, names, &__MODULE__.handle/4, {self(), id}])
 
@@ -19,10 +19,16 @@ defmodule Nitrox.TestEvents do
     end
   end
 
+  @doc "As `all/2`, with the names' last parts."
+  @spec during([[atom()]], (-> result)) :: {result, [{atom(), map()}]} when result: term()
+  def during(names, fun) do
+    {result, events} = all(names, fun)
+    {result, for({name, details} <- events, do: {List.last(name), details})}
+  end
+
   @doc false
   def handle(event, measurements, metadata, {parent, id}) do
-    message = {id, List.last(event), Map.merge(measurements, metadata)}
-    if self() == parent, do: send(parent, message)
+    if self() == parent, do: send(parent, {id, event, Map.merge(measurements, metadata)})
   end
 
   defp received(id, events) do

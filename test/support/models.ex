@@ -5,6 +5,35 @@ defmodule Nitrox.TestModels do
   @compile {:no_warn_undefined, [Axon, Axon.ModelState, Nx, Nx.Defn.Composite]}
   import Nitrox.TestNumbers
 
+  @doc "Models of Axon's own layers by name, each with the shape of its input `x`."
+  def plain do
+    [
+      mlp:
+        {Axon.input("x", shape: {nil, 8})
+         |> Axon.dense(16, activation: :relu)
+         |> Axon.layer_norm()
+         |> Axon.dense(16, activation: :gelu)
+         |> Axon.batch_norm()
+         |> Axon.dense(3, activation: :softmax), {5, 8}},
+      convolution:
+        {Axon.input("x", shape: {nil, 8, 8, 3})
+         |> Axon.conv(4, kernel_size: 3, padding: :same, activation: :relu)
+         |> Axon.max_pool(kernel_size: 2)
+         |> Axon.depthwise_conv(2, kernel_size: 2)
+         |> Axon.avg_pool(kernel_size: 2, strides: 1)
+         |> Axon.flatten()
+         |> Axon.dense(3, activation: :softmax), {2, 8, 8, 3}},
+      lstm: {recurrent(&Axon.lstm(&1, 5)), {2, 6, 4}},
+      gru: {recurrent(&Axon.gru(&1, 5)), {2, 6, 4}},
+      static_gru: {recurrent(&Axon.gru(&1, 5, unroll: :static)), {2, 6, 4}}
+    ]
+  end
+
+  defp recurrent(layer) do
+    {seq, _} = layer.(Axon.input("x", shape: {nil, 6, 4}))
+    seq |> Axon.flatten() |> Axon.dense(3, activation: :softmax)
+  end
+
   @doc """
   A state for a model, on `Nx.BinaryBackend`. Floats are moved by chance, by `:scale`, so that biases
   are not the zeros and norms not the ones that they begin with; other options are those of Axon.

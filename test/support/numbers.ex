@@ -3,7 +3,7 @@ defmodule Nitrox.TestNumbers do
   # Tensors of Nx drawn by chance, brought from one backend to another and compared; and which ops of
   # Nitrox ran meanwhile.
 
-  @compile {:no_warn_undefined, [Nx, Nx.Defn.Composite, Nx.BinaryBackend, :telemetry]}
+  @compile {:no_warn_undefined, [Nx, Nx.Defn.Composite, Nx.BinaryBackend]}
   import ExUnit.Assertions
 
   @doc "A tensor of `Nx.BinaryBackend` from the normal distribution."
@@ -50,33 +50,7 @@ defmodule Nitrox.TestNumbers do
 
   @doc "What a function gives, and how often each op of Nitrox ran in this process meanwhile."
   def ops(fun) do
-    {result, events} = events([[:nitrox, :op, :run]], fun)
+    {result, events} = Nitrox.TestEvents.all([[:nitrox, :op, :run]], fun)
     {result, Enum.frequencies(for {_, %{op: op}} <- events, do: op)}
-  end
-
-  @doc "What a function gives, and the events of this process meanwhile with their metadata."
-  def events(names, fun) do
-    id = make_ref()
-    :ok = :telemetry.attach_many(id, names, &__MODULE__.handle/4, {self(), id})
-
-    try do
-      result = fun.()
-      {result, received(id, [])}
-    after
-      :telemetry.detach(id)
-    end
-  end
-
-  @doc false
-  def handle(event, _measurements, metadata, {parent, id}) do
-    if self() == parent, do: send(parent, {id, event, metadata})
-  end
-
-  defp received(id, events) do
-    receive do
-      {^id, event, metadata} -> received(id, [{event, metadata} | events])
-    after
-      0 -> Enum.reverse(events)
-    end
   end
 end

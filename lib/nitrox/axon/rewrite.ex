@@ -5,7 +5,7 @@ if Code.ensure_loaded?(Axon) do
     # parents, its parameters and its hooks: only its function is another (see `Nitrox.Axon.Fused`),
     # and its `meta` says what was decided, under `:nitrox`.
 
-    alias Nitrox.Axon.{Fused, Graph, SharedSum}
+    alias Nitrox.Axon.{Fused, Graph, SharedSum, Stack}
 
     @kinds [
       :lstm,
@@ -116,7 +116,7 @@ if Code.ensure_loaded?(Axon) do
           keep(state, node, kind, "its gate is #{show(node.opts[:gate])}, not sigmoid")
 
         true ->
-          replace(state, node, kind, %{masked?: masked?}, kind)
+          replace(state, node, kind, %{masked?: masked?}, kind, [], stacked(state, node))
       end
     end
 
@@ -180,6 +180,11 @@ if Code.ensure_loaded?(Axon) do
         length(node.args) >= Fused.most() -> "it has more inputs than such a layer"
         true -> nil
       end
+    end
+
+    defp stacked(state, node) do
+      replaced? = &match?(%{meta: %{nitrox: [%{op: op}]}} when op in @recurrent, state.new[&1.id])
+      Stack.notes(state.graph, node, replaced?, &(kind(&1) in [:layer_norm, :rms_norm]))
     end
 
     defp constant(%{op: :constant, opts: [value: %{shape: {}} = value]}),
@@ -408,7 +413,12 @@ if Code.ensure_loaded?(Axon) do
 
         state.how.weights == :keep and
             Graph.reaches_output?(graph, weights.id, &(&1.id == node.id or optional_output?(&1))) ->
-          keep(state, node, :attention, "its weights are a part of the model's output")
+          keep(
+            state,
+            node,
+            :attention,
+            "its weights are an output of the model; weights: :beside takes it"
+          )
 
         weights.policy.compute != node.policy.compute ->
           keep(state, node, :attention, "its policy computes in another type than its weights")

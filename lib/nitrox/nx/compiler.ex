@@ -150,6 +150,7 @@ if Code.ensure_loaded?(Nx.Tensor) do
       * `programs` — how many there are, those of loops and branches included
       * `steps`, `kernels`, `arena_bytes`, `parameter_bytes` — of all of them together, as in
         `Nitrox.Program.info/1`
+      * `ops` — what each step is and which kernel it uses, as in `Nitrox.Program.explain/1`
       * `host` — what is done between the programs, in order, as `%{op: name, why: reason}`: `:while`,
         `:cond`, `:io_call`, `:runtime_call`, and the calls that go through the host, with the reason
         as in the event `[:nitrox, :fallback]`. Empty where the function is one program
@@ -171,6 +172,7 @@ if Code.ensure_loaded?(Nx.Tensor) do
         kernels: sum.(:kernel_nodes),
         arena_bytes: sum.(:arena_bytes),
         parameter_bytes: sum.(:parameter_bytes),
+        ops: Enum.flat_map(programs, &Program.explain/1),
         host: Enum.map(steps, &%{op: &1.name, why: &1.why})
       }
     end

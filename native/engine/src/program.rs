@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 
-use crate::device::Device;
+use crate::device::{Device, Explanation};
 use crate::error::{Error, Result};
 use crate::fuse::fuse;
 use crate::instance::{Instance, Outcome};
 use crate::lanes::{Held, Lanes};
 use crate::op::Op;
-use crate::plan::{Plan, plan};
+use crate::plan::{Plan, Step, plan};
 use crate::pool::lock;
 use crate::spec::Spec;
 use crate::tensor::Tensor;
@@ -220,6 +220,16 @@ impl Program {
 
     pub fn info(&self) -> &Info {
         &self.info
+    }
+
+    /// Each step, after fusing: its op, and the kernel that it uses and why.
+    pub fn explain(&self) -> Result<Vec<(&'static str, Explanation)>> {
+        let explain = |step: &Step| {
+            let inputs = step.inputs.iter().map(|input| input.as_ref().map(|i| &i.spec));
+            let inputs: Vec<_> = inputs.collect();
+            Ok((step.op.name(), self.device.explain(&step.op, &inputs)?))
+        };
+        self.plan.steps.iter().map(explain).collect()
     }
 
     pub fn run(self: &Arc<Self>, feeds: &[Feed], mode: Mode) -> Result<Started> {

@@ -86,6 +86,7 @@ nifs! {
 
     "DirtyIo" compile(device, graph, params, state, options) => programs::compile;
     "Normal" program_info(program) => programs::program_info;
+    "DirtyCpu" program_explain(program) => programs::program_explain;
     "Normal" program_run(program, feeds) => programs::run, Normal;
     "DirtyIo" program_run_dirty(program, feeds) => programs::run, Dirty;
     "DirtyCpu" session_new(program) => programs::session_new;

@@ -103,6 +103,13 @@ pub fn program_info<'a>(env: Env<'a>, term: Term<'a>) -> Answer<Term<'a>> {
     )
 }
 
+/// `[{op, variant, why, launches}]`, a step each.
+pub fn program_explain<'a>(env: Env<'a>, term: Term<'a>) -> Answer<Term<'a>> {
+    let steps = program(term)?.explain()?.into_iter();
+    let steps = steps.map(|(op, e)| (op, e.variant, e.why, e.launches));
+    Ok(steps.collect::<Vec<_>>().encode(env))
+}
+
 /// One run, of which the results are a list of references or of binaries.
 pub fn run<'a>(env: Env<'a>, on: On, term: Term<'a>, feeds: Term<'a>) -> Answer<Term<'a>> {
     let program = program(term)?;

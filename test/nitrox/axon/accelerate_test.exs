@@ -31,7 +31,7 @@ if Code.ensure_loaded?(Axon) do
 
       for backend <- backends() do
         {got, events} =
-          events([[:nitrox, :op, :run], [:nitrox, :axon, :fallback]], fn ->
+          Nitrox.TestEvents.all([[:nitrox, :op, :run], [:nitrox, :axon, :fallback]], fn ->
             predict(fast, state, inputs, backend)
           end)
 

@@ -90,7 +90,10 @@ if Code.ensure_loaded?(Bumblebee) do
 
       for backend <- [Nx.BinaryBackend | backends()] do
         names = [[:nitrox, :op, :run], [:nitrox, :axon, :fallback], [:nitrox, :fallback]]
-        {got, events} = events(names, fn -> predict(fast, state, inputs, backend, opts) end)
+
+        {got, events} =
+          Nitrox.TestEvents.all(names, fn -> predict(fast, state, inputs, backend, opts) end)
+
         assert [] == for({[_, :fallback], details} <- events, do: details)
 
         [got, expected] = for result <- [got, expected], do: outputs(result, inputs)
@@ -171,7 +174,7 @@ if Code.ensure_loaded?(Bumblebee) do
       got = predict(fast, state, inputs, Nitrox.Backend)
       assert {_, _} = got.cross_attentions
       assert_close(got.cross_attentions, expected.cross_attentions, @bound, "the weights")
-      assert ["its weights are a part of the model's output"] == whys(model)
+      assert ["its weights are an output of the model; weights: :beside takes it"] == whys(model)
     end
 
     defp whys(model) do
@@ -234,7 +237,7 @@ if Code.ensure_loaded?(Bumblebee) do
 
         for backend <- [Nx.BinaryBackend | backends()] do
           {got, events} =
-            events(
+            Nitrox.TestEvents.all(
               [[:nitrox, :op, :run], [:nitrox, :axon, :fallback], [:nitrox, :tensor, :transfer]],
               fn -> run.(fast, backend, prompt) end
             )
@@ -360,7 +363,9 @@ if Code.ensure_loaded?(Bumblebee) do
         end)
 
       out = Axon.container({model, %{model | output: id}})
-      assert [nil, "its weights are a part of the model's output"] == Enum.sort(whys(out))
+
+      assert [nil, "its weights are an output of the model; weights: :beside takes it"] ==
+               Enum.sort(whys(out))
     end
 
     test "a policy of bf16, and one of f16" do

@@ -385,6 +385,31 @@ if Code.ensure_loaded?(Axon) do
 
       assert to_string(Nitrox.Axon.explain(x)) =~ "no layers"
     end
+
+    test "explain/1 tells of recurrent layers one upon the other" do
+      x = input({nil, 6, 8})
+      lstm = &elem(Axon.lstm(&1, 8), 0)
+      layer = &elem(Axon.gru(&1, 8), 0)
+      upper = fn model -> List.last(Nitrox.Axon.explain(model).layers).notes end
+      hook = &Axon.attach_hook(&1, fn _ -> :ok end)
+
+      may = "may be one launch with gru_0, in a program of a GPU that holds their weights"
+      assert x |> layer.() |> layer.() |> upper.() == [may]
+      assert x |> layer.() |> Axon.layer_norm() |> layer.() |> upper.() == [may]
+
+      for {model, why} <- [
+            {x |> lstm.() |> layer.(), "lstm_0 below is apart: it is another kind of layer"},
+            {x |> layer.() |> hook.() |> layer.(),
+             "gru_0 below is apart: there is a hook between them"}
+          ],
+          do: assert(upper.(model) == [why])
+
+      below = layer.(x)
+      assert upper.({below, layer.(below)}) == ["gru_0 below is apart: others read it too"]
+      # Something else in between is another layer's input, and nothing to be told of.
+      assert x |> layer.() |> Axon.dropout() |> layer.() |> upper.() == []
+      assert x |> Axon.gru(8, gate: :hard_sigmoid) |> elem(0) |> layer.() |> upper.() == []
+    end
   end
 else
   defmodule Nitrox.Axon.ModelTest do

@@ -58,7 +58,7 @@ if Code.ensure_loaded?(Axon) do
 
           for backend <- backends() do
             {got, events} =
-              events([[:nitrox, :op, :run] | @fallback], fn ->
+              Nitrox.TestEvents.all([[:nitrox, :op, :run] | @fallback], fn ->
                 predict(fast, state, x, backend)
               end)
 
@@ -97,7 +97,9 @@ if Code.ensure_loaded?(Axon) do
           state = update_in(state.data, &wide/1)
           expected = predict(model, state, x, Nx.BinaryBackend)
           fast = Nitrox.Axon.accelerate(model)
-          {got, events} = events(@fallback, fn -> predict(fast, state, x, Nitrox.Backend) end)
+
+          {got, events} =
+            Nitrox.TestEvents.all(@fallback, fn -> predict(fast, state, x, Nitrox.Backend) end)
 
           # Axon's own RMS norm is computed in f32: half a dozen roundings of up to 6e-8 on either side.
           bound = if name in [:rms_norm, :upcast], do: 5.0e-7, else: 1.0e-12

@@ -9,61 +9,26 @@ defmodule Nitrox.Nx.AxonTest do
 
   # Axon is not there for the compiler on every machine.
   if Code.ensure_loaded?(Axon) do
+    import Nitrox.TestNumbers
+    alias Nitrox.TestModels
+
     defp events(fun) do
       Nitrox.TestEvents.during([[:nitrox, :tensor, :transfer], [:nitrox, :fallback]], fun)
     end
 
     defp models do
-      frames = Axon.input("x", shape: {nil, 6, 4})
+      dropout =
+        Axon.input("x", shape: {nil, 8})
+        |> Axon.dense(16)
+        |> Axon.dropout(rate: 0.5)
+        |> Axon.dense(3, activation: :softmax)
 
-      [
-        mlp:
-          {Axon.input("x", shape: {nil, 8})
-           |> Axon.dense(16, activation: :relu)
-           |> Axon.layer_norm()
-           |> Axon.dense(16, activation: :gelu)
-           |> Axon.dropout(rate: 0.5)
-           |> Axon.batch_norm()
-           |> Axon.dense(3, activation: :softmax), {5, 8}},
-        convolution:
-          {Axon.input("x", shape: {nil, 8, 8, 3})
-           |> Axon.conv(4, kernel_size: 3, padding: :same, activation: :relu)
-           |> Axon.max_pool(kernel_size: 2)
-           |> Axon.depthwise_conv(2, kernel_size: 2)
-           |> Axon.avg_pool(kernel_size: 2, strides: 1)
-           |> Axon.flatten()
-           |> Axon.dense(3, activation: :softmax), {2, 8, 8, 3}},
-        lstm:
-          {frames
-           |> Axon.lstm(5)
-           |> elem(0)
-           |> Axon.flatten()
-           |> Axon.dense(3, activation: :softmax), {2, 6, 4}},
-        gru:
-          {frames
-           |> Axon.gru(5)
-           |> elem(0)
-           |> Axon.flatten()
-           |> Axon.dense(3, activation: :softmax), {2, 6, 4}}
-      ]
-    end
-
-    defp backends do
-      for device <- Application.get_env(:nitrox, :test_devices),
-          do: {Nitrox.Backend, device: device}
+      TestModels.plain() ++ [dropout: {dropout, {5, 8}}]
     end
 
     defp input(shape) do
       :rand.seed(:exsss, ExUnit.configuration()[:seed])
-
-      bytes =
-        for _ <- 1..Tuple.product(shape), into: <<>>, do: <<:rand.normal()::float-32-native>>
-
-      Nx.from_binary(bytes, :f32, backend: Nx.BinaryBackend) |> Nx.reshape(shape)
-    end
-
-    defp on(container, backend) do
-      Nx.Defn.Composite.traverse(container, &Nx.backend_copy(&1, backend))
+      random(shape)
     end
 
     test "forward" do

@@ -7,69 +7,21 @@ defmodule Nitrox.CompilerAxonTest do
   @moduletag :telemetry
 
   if Code.ensure_loaded?(Axon) do
-    def handle(event, _, metadata, {parent, id}) do
-      if self() == parent, do: send(parent, {id, event, metadata})
-    end
+    import Nitrox.TestNumbers
+    alias Nitrox.TestModels
 
-    defp events(fun) do
-      id = make_ref()
-
-      names =
-        for name <- [[:compile], [:program, :run], [:op, :run], [:fallback], [:tensor, :transfer]],
-            do: [:nitrox | name]
-
-      :ok = :telemetry.attach_many(id, names, &__MODULE__.handle/4, {self(), id})
-      result = fun.()
-      :telemetry.detach(id)
-      {result, received(id)}
-    end
-
-    defp received(id) do
-      receive do
-        {^id, [:nitrox | event], _} -> [event | received(id)]
-      after
-        0 -> []
-      end
-    end
-
-    defp models do
-      frames = Axon.input("x", shape: {nil, 6, 4})
-
-      [
-        mlp:
-          {Axon.input("x", shape: {nil, 8})
-           |> Axon.dense(16, activation: :relu)
-           |> Axon.layer_norm()
-           |> Axon.dense(16, activation: :gelu)
-           |> Axon.batch_norm()
-           |> Axon.dense(3, activation: :softmax), {5, 8}},
-        convolution:
-          {Axon.input("x", shape: {nil, 8, 8, 3})
-           |> Axon.conv(4, kernel_size: 3, padding: :same, activation: :relu)
-           |> Axon.max_pool(kernel_size: 2)
-           |> Axon.depthwise_conv(2, kernel_size: 2)
-           |> Axon.avg_pool(kernel_size: 2, strides: 1)
-           |> Axon.flatten()
-           |> Axon.dense(3, activation: :softmax), {2, 8, 8, 3}},
-        static_gru:
-          {frames
-           |> Axon.gru(5, unroll: :static)
-           |> elem(0)
-           |> Axon.flatten()
-           |> Axon.dense(3, activation: :softmax), {2, 6, 4}},
-        dynamic_lstm:
-          {frames
-           |> Axon.lstm(5)
-           |> elem(0)
-           |> Axon.flatten()
-           |> Axon.dense(3, activation: :softmax), {2, 6, 4}}
-      ]
-    end
+    @events for name <- [
+                  [:compile],
+                  [:program, :run],
+                  [:op, :run],
+                  [:fallback],
+                  [:tensor, :transfer]
+                ],
+                do: [:nitrox | name]
 
     defp input(shape) do
       :rand.seed(:exsss, ExUnit.configuration()[:seed])
-      values = for _ <- 1..Tuple.product(shape), do: :rand.normal()
-      Nx.tensor(values, type: :f32, backend: Nx.BinaryBackend) |> Nx.reshape(shape)
+      random(shape)
     end
 
     defp parameters(model, shape) do
@@ -77,13 +29,10 @@ defmodule Nitrox.CompilerAxonTest do
       init.(Nx.template(shape, :f32), Axon.ModelState.empty())
     end
 
-    defp moved(container, backend),
-      do: Nx.Defn.Composite.traverse(container, &Nx.backend_copy(&1, backend))
-
     defp close!(a, b) do
       [a, b] =
         for c <- [a, b],
-            do: c |> moved(Nx.BinaryBackend) |> then(&Nx.Defn.Composite.flatten_list([&1]))
+            do: c |> host() |> then(&Nx.Defn.Composite.flatten_list([&1]))
 
       assert length(a) == length(b)
 
@@ -98,9 +47,9 @@ defmodule Nitrox.CompilerAxonTest do
       Nitrox.Compiler.clear()
     end
 
-    for name <- [:mlp, :convolution, :static_gru, :dynamic_lstm] do
+    for name <- [:mlp, :convolution, :static_gru, :lstm] do
       test "#{name}: a forward pass and its gradient" do
-        {model, shape} = models()[unquote(name)]
+        {model, shape} = TestModels.plain()[unquote(name)]
         params = parameters(model, shape)
         x = input(shape)
         {_, evaluated} = Axon.build(model, compiler: Nx.Defn.Evaluator)
@@ -121,22 +70,46 @@ defmodule Nitrox.CompilerAxonTest do
         for device <- Application.get_env(:nitrox, :test_devices) do
           backend = {Nitrox.Backend, device: device}
           {_, compiled} = Axon.build(model, compiler: Nitrox.Compiler, device: device)
-          held = moved(params, backend)
+          held = on(params, backend)
           compiled.(held, x)
-          {got, events} = events(fn -> compiled.(held, x) end)
+          {got, events} = Nitrox.TestEvents.all(@events, fn -> compiled.(held, x) end)
           close!(got, expected)
 
-          assert events == [[:program, :run]]
+          assert [{[:nitrox, :program, :run], _}] = events
 
           opts = [compiler: Nitrox.Compiler, device: device]
-          got = Nx.Defn.jit(gradient, opts).(moved(params.data, backend), x)
+          got = Nx.Defn.jit(gradient, opts).(on(params.data, backend), x)
           close!(got, expected_gradient)
         end
       end
     end
 
+    # As guides/axon.md says: a program that holds the weights may run the layers as one.
+    @tag :cuda
+    test "recurrent layers one upon the other" do
+      zeros = [recurrent_initializer: :zeros]
+      {seq, _} = Axon.input("x", shape: {nil, 6, 64}) |> Axon.lstm(64, zeros)
+      {seq, _} = seq |> Axon.layer_norm() |> Axon.lstm(64, zeros)
+      model = Nitrox.Axon.accelerate(seq)
+      {_, predict} = Axon.build(model, mode: :inference)
+      params = parameters(model, {1, 6, 64})
+      x = Nx.template({1, 6, 64}, :f32)
+
+      ops = fn fun, args ->
+        explained = Nitrox.Compiler.explain(fun, args, device: {:cuda, 0})
+        for %{op: op} <- explained.ops, op not in [:concatenate, :reshape], do: op
+      end
+
+      apart = [:lstm, :layer_norm, :lstm]
+      assert ops.(predict, [params, x]) == apart
+      # Clusters of blocks are of Hopper and later.
+      {major, _} = Enum.find(Nitrox.devices(), &(&1.device == {:cuda, 0})).compute_capability
+      expected = if major >= 9, do: [:recurrent_stack], else: apart
+      assert ops.(&predict.(params, &1), [x]) == expected
+    end
+
     test "a training loop" do
-      {model, shape} = models()[:mlp]
+      {model, shape} = TestModels.plain()[:mlp]
       x = input(shape)
 
       y =

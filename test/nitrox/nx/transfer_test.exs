@@ -3,32 +3,17 @@ defmodule Nitrox.Nx.TransferTest do
   use ExUnit.Case, async: false
   @moduletag :nx
 
-  alias Nitrox.{Backend, Device, TestMemory}
+  alias Nitrox.{Backend, Device, TestEvents, TestMemory}
 
   setup do
     Nx.default_backend({Backend, device: :cpu})
     :ok
   end
 
-  def handle(_, measurements, metadata, {parent, id}) do
-    if self() == parent, do: send(parent, {id, Map.merge(measurements, metadata)})
-  end
-
   # The events of this process while `fun` runs.
   defp events(event, fun) do
-    id = make_ref()
-    :ok = apply(:telemetry, :attach, [id, event, &__MODULE__.handle/4, {self(), id}])
-    result = fun.()
-    apply(:telemetry, :detach, [id])
-    {result, received(id, [])}
-  end
-
-  defp received(id, events) do
-    receive do
-      {^id, event} -> received(id, [event | events])
-    after
-      0 -> Enum.reverse(events)
-    end
+    {result, events} = TestEvents.all([event], fun)
+    {result, Enum.map(events, &elem(&1, 1))}
   end
 
   defp transfers(fun), do: events([:nitrox, :tensor, :transfer], fun)

@@ -2,6 +2,8 @@
 //! the passes do with a graph is tested where they are written.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "../program/eager.rs"]
+mod eager;
 #[allow(dead_code, unused_imports)] // what other tests take of it
 #[path = "../oracle/mod.rs"]
 mod oracle;

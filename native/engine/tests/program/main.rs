@@ -2,6 +2,7 @@
 //! are those of the eager ops, bit for bit.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod eager;
 mod places;
 mod rows;
 
@@ -13,6 +14,8 @@ use nitrox_engine::program::{
     Feed, Graph, Mode, Node, Options, Output, Program, Ref, Session, Started,
 };
 use nitrox_engine::{DType, Spec, Tensor};
+
+use eager::eager;
 
 /// The CPU, and the first GPU where `NITROX_TEST_CUDA` asks for it.
 fn devices() -> Vec<Device> {
@@ -390,30 +393,6 @@ fn random_graph(random: &mut Random) -> (Graph, usize, usize) {
     let next_state = (0..states).map(|_| pick()).collect();
     let graph = Graph { nodes, inputs: vec![f32s(&SHAPE); inputs], outputs, next_state };
     (graph, params, states)
-}
-
-/// Runs the graph's ops one by one.
-fn eager(
-    device: &Device,
-    graph: &Graph,
-    params: &[Tensor],
-    inputs: &[Tensor],
-    states: &[Tensor],
-) -> (Vec<Tensor>, Vec<Tensor>) {
-    let mut made: Vec<Vec<Tensor>> = Vec::new();
-    let get = |made: &Vec<Vec<Tensor>>, r: Ref| match r {
-        Param(i) => params[i].clone(),
-        Input(i) => inputs[i].clone(),
-        State(i) => states[i].clone(),
-        Ref::Node(n, k) => made[n][k].clone(),
-    };
-    for node in &graph.nodes {
-        let operands: Vec<_> = node.inputs.iter().map(|r| r.map(|r| get(&made, r))).collect();
-        let operands: Vec<_> = operands.iter().map(Option::as_ref).collect();
-        made.push(device.run(&node.op, &operands).unwrap());
-    }
-    let all = |refs: &[Ref]| refs.iter().map(|&r| get(&made, r)).collect();
-    (all(&graph.outputs), all(&graph.next_state))
 }
 
 #[test]
