@@ -1,7 +1,8 @@
 //! `selective_scan`: a warp has its own channels, whose states lie across its lanes; few where there
-//! are channels enough to fill the card, many where there are not. Two launches where frames are many
-//! and channels very few; a kernel of its own for one frame, with the norm over D in it; and one more
-//! launch for the norm of a window.
+//! are channels enough to fill the card, many where there are not. Kernels of their own for windows of
+//! few channels and frames, whose warps share out the frames as well, and for one frame, with the norm
+//! over D in it. Two launches where frames are many and channels very few; and one more launch for the
+//! norm of a window.
 
 use super::launch::{Args, Context, Grid};
 use super::modules::Module;
@@ -15,6 +16,7 @@ use crate::op::{NormKind, SelectiveScan};
 use crate::spec::{DType, Spec};
 
 const SOURCE: &str = "scan/scan.cu";
+const SPREAD: &str = "scan/spread.cu";
 const STEP: &str = "scan/step.cu";
 const WARP: usize = 32;
 /// The kernels count a tile's bytes in 32 bits, and a grid has no more blocks along y.
@@ -36,7 +38,7 @@ const STEP_CLUSTER: usize = 8;
 /// Channels of a block whose row the step's norm holds.
 const STEP_HOLDS: usize = 8 << 10;
 
-/// As in `scan/scan.cu`.
+/// As in `scan/scan.cu` and `scan/spread.cu`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 struct Scan {
@@ -149,6 +151,43 @@ impl Kernel {
     }
 }
 
+/// A module of `scan/spread.cu`: as [`Kernel`] has them, of 16 states. A block's warps have the same
+/// channels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Spread {
+    states: usize,
+    own: usize,
+    warps: usize,
+    blocks: usize,
+}
+
+/// The one that was fastest wherever any was faster than those above.
+const APART: Spread = Spread { states: 2, own: 1, warps: 8, blocks: 2 };
+
+impl Spread {
+    fn module(self, dtype: DType) -> Module {
+        Module::of(SPREAD, dtype)
+            .define("STATES", self.states)
+            .define("OWN", self.own)
+            .define("WARPS_A_BLOCK", self.warps)
+            .define("BLOCKS", self.blocks)
+    }
+
+    fn lanes(self) -> usize {
+        16 / self.states
+    }
+
+    /// Channels of a block.
+    fn channels(self) -> usize {
+        WARP / self.lanes()
+    }
+
+    /// Frames that a block goes through at once.
+    fn frames(self) -> usize {
+        self.warps * self.lanes() * self.own
+    }
+}
+
 fn step_module(dtype: DType) -> Module {
     Module::of(STEP, dtype).define("CLUSTER", STEP_CLUSTER)
 }
@@ -180,6 +219,7 @@ enum Way {
         kernel: Kernel,
         chunks: usize,
     },
+    Spread(Spread),
     /// One frame: channels of a block, lanes of a channel.
     Step {
         width: usize,
@@ -216,6 +256,15 @@ fn window(props: &Props, shape: &Shape) -> (Kernel, usize) {
     (if sixteen { fitting.unwrap_or(two) } else { any }, 1)
 }
 
+/// The kernel for a window whose frames the warps of a block share out: all of its blocks are on the
+/// card at once, since what a frame takes is more than elsewhere.
+fn spread(props: &Props, shape: &Shape) -> Option<Spread> {
+    let blocks = shape.batch.saturating_mul(shape.channels.div_ceil(APART.channels()));
+    let at_once = APART.blocks * props.sms as usize;
+    let few = (2..LONG).contains(&shape.length) && blocks <= at_once;
+    (few && shape.states == 16).then_some(APART)
+}
+
 fn plan(props: &Props, op: &SelectiveScan, inputs: &[Option<&Spec>]) -> Result<Plan> {
     let shape = Shape::of(inputs)?;
     let Shape { batch, length, channels, states, .. } = shape;
@@ -235,6 +284,19 @@ fn plan(props: &Props, op: &SelectiveScan, inputs: &[Option<&Spec>]) -> Result<P
             true => [batch.saturating_mul(cluster), 1, 1],
             false => [batch, channels.div_ceil(width), 1],
         };
+    } else if let Some(kernel) = spread(props, &shape) {
+        why = format!(
+            "{} state(s) a lane, {} lane(s) a channel, {} channel(s) a block, whose {} warps share \
+             out {} frames at a time",
+            kernel.states,
+            kernel.lanes(),
+            kernel.channels(),
+            kernel.warps,
+            kernel.frames()
+        );
+        way = Way::Spread(kernel);
+        threads = kernel.warps * WARP;
+        blocks = [batch, channels.div_ceil(kernel.channels()), 1];
     } else {
         let (kernel, chunks) = window(props, &shape);
         why = format!(
@@ -276,6 +338,7 @@ impl Plan {
     fn module(&self) -> Module {
         match self.way {
             Way::Window { kernel, .. } => kernel.module(self.shape.dtype),
+            Way::Spread(kernel) => kernel.module(self.shape.dtype),
             Way::Step { .. } => step_module(self.shape.dtype),
         }
     }
@@ -283,7 +346,7 @@ impl Plan {
     fn chunks(&self) -> usize {
         match self.way {
             Way::Window { chunks, .. } => chunks,
-            Way::Step { .. } => 1,
+            Way::Spread(_) | Way::Step { .. } => 1,
         }
     }
 
@@ -291,6 +354,7 @@ impl Plan {
         match self.way {
             Way::Step { .. } if self.norm_inside => "step_norm",
             Way::Step { .. } => "step",
+            Way::Spread(_) => "spread",
             Way::Window { chunks: 2.., .. } => "chunks",
             Way::Window { .. } => "channels",
         }
@@ -301,6 +365,7 @@ impl Plan {
         match (self.way, by_rows) {
             (Way::Step { .. }, _) if self.norm_inside => &["step_norm"],
             (Way::Step { .. }, _) => &["step"],
+            (Way::Spread(_), _) => &["scan_spread"],
             (Way::Window { chunks: 2.., .. }, false) => &["scan_carry", "scan_y"],
             (Way::Window { chunks: 2.., .. }, true) => &["scan_carry_rows", "scan_y_rows"],
             (Way::Window { .. }, false) => &["scan_y"],
@@ -380,8 +445,9 @@ pub unsafe fn launch(cx: &Context, op: &SelectiveScan, call: &Call) -> Result<()
     let pitches = BY_ROWS.map(|i| call.input(i).map_or(0, |v| v.pitch() as i64));
     let by_rows = BY_ROWS.iter().any(|&i| call.input(i).is_some_and(|v| v.rows.is_some()));
     let mut args = Args::new();
+    let chunks = plan.chunks();
     match plan.way {
-        Way::Window { chunks, .. } => args.value(Scan {
+        Way::Window { .. } | Way::Spread(_) => args.value(Scan {
             x,
             dt,
             a,
@@ -446,7 +512,11 @@ pub unsafe fn launch(cx: &Context, op: &SelectiveScan, call: &Call) -> Result<()
     let module = plan.module();
     // A kernel that fills the card is spread less evenly where the one ahead still has a part of it.
     let blocks = plan.grid.blocks.into_iter().fold(1, u32::saturating_mul);
-    let small = blocks <= cx.props().sms;
+    let at_once = match plan.way {
+        Way::Spread(kernel) => kernel.blocks as u32,
+        _ => 1,
+    };
+    let small = blocks <= at_once * cx.props().sms;
     let grid = plan.grid.early(small && call.constant([2, 5, 7]));
     for entry in plan.entries(by_rows) {
         let function = cx.function(&module, entry)?;
@@ -465,7 +535,73 @@ pub fn all_modules() -> Vec<Module> {
     let types = [DType::F32, DType::BF16, DType::F16];
     let of = |t: DType| {
         let kernels = SIXTEEN.iter().chain(&ANY).map(move |k| k.module(t));
-        kernels.chain([step_module(t)]).collect::<Vec<_>>()
+        kernels.chain([APART.module(t), step_module(t)]).collect::<Vec<_>>()
     };
     types.map(of).concat()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::super::window::tests::props;
+    use super::*;
+
+    const PLAIN: SelectiveScan =
+        SelectiveScan { dt_softplus: true, dt_clamp: None, norm: None, epsilon: 1e-5 };
+
+    fn plan_of(dtype: DType, [batch, length, channels, states]: [usize; 4]) -> Plan {
+        let row = Spec::new(dtype, [batch, length, channels]).unwrap();
+        let a = Spec::new(DType::F32, [channels, states]).unwrap();
+        let b = Spec::new(dtype, [batch, length, states]).unwrap();
+        let inputs = [Some(&row), Some(&row), Some(&a), Some(&b), Some(&b)];
+        plan(&props(132, 232_448), &PLAIN, &inputs).unwrap()
+    }
+
+    #[test]
+    fn short_windows_of_few_channels_share_out_their_frames() {
+        for dtype in [DType::F32, DType::BF16, DType::F16] {
+            let variant = |shape| plan_of(dtype, shape).variant();
+            for (shape, expected) in [
+                ([1, 60, 512, 16], "spread"),
+                ([1, 2, 1, 16], "spread"),
+                ([2, 256, 512, 16], "spread"),
+                ([1, 60, 1056, 16], "spread"),
+                // More blocks than the card holds, other numbers of states, one frame, none.
+                ([1, 60, 1057, 16], "channels"),
+                ([32, 60, 1024, 16], "channels"),
+                ([1, 60, 512, 15], "channels"),
+                ([1, 60, 512, 64], "channels"),
+                ([1, 1, 512, 16], "step"),
+                ([1, 0, 512, 16], "channels"),
+                ([1, 2048, 512, 16], "chunks"),
+            ] {
+                assert_eq!(variant(shape), expected, "{dtype:?} {shape:?}");
+            }
+        }
+    }
+
+    /// Whatever is chosen covers the window, and is among the modules that are made ahead.
+    #[test]
+    fn blocks_cover_the_channels() {
+        let all = all_modules();
+        for batch in [1, 3, 40] {
+            for length in [2, 63, 511, 512, 5000] {
+                for channels in [1, 5, 64, 513, 5000] {
+                    for states in [1, 16, 200] {
+                        let shape = [batch, length, channels, states];
+                        let plan = plan_of(DType::BF16, shape);
+                        let of = match plan.way {
+                            Way::Window { kernel, .. } => kernel.channels(),
+                            Way::Spread(kernel) => kernel.channels(),
+                            Way::Step { .. } => panic!("{shape:?}"),
+                        };
+                        let [x, y, z] = plan.grid.blocks.map(|b| b as usize);
+                        assert!(x == batch && y * of >= channels, "{shape:?}");
+                        assert!((y - 1) * of < channels && z == plan.chunks(), "{shape:?}");
+                        assert!(all.contains(&plan.module()), "{shape:?}");
+                    }
+                }
+            }
+        }
+    }
 }

@@ -90,6 +90,7 @@ pub static SOURCES: &[(&str, &str)] = sources![
     "scan/block.cu",
     "scan/math.cuh",
     "scan/scan.cu",
+    "scan/spread.cu",
     "scan/step.cu",
     "shape/pad.cu",
     "shape/shape.cu",

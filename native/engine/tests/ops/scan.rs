@@ -126,6 +126,18 @@ fn shapes() {
             [1, 64, 2, 2],
             [140, 3, 20, 16],
             [40, 21, 100, 8],
+            // Frames shared out among the warps of a block: a part of what they go through at once,
+            // all of it, one more, and many times that; with more blocks than a card has room for.
+            [1, 2, 1, 16],
+            [1, 8, 3, 16],
+            [2, 9, 5, 16],
+            [1, 63, 33, 16],
+            [3, 64, 12, 16],
+            [2, 65, 7, 16],
+            [1, 131, 1053, 16],
+            [1, 131, 1057, 16],
+            [2, 300, 21, 16],
+            [1, 511, 6, 16],
             // Many channels, and fewer; and windows that are cut.
             [1, 5, 29_601, 16],
             [1, 35, 15_001, 16],
@@ -146,7 +158,9 @@ fn shapes() {
 fn options() {
     let mut run = Run::new("selective_scan options");
     for dtype in NETWORK {
-        for shape in [[1, 1, 64, 16], [2, 3, 33, 16], [1, 60, 512, 16], [2, 25, 48, 5]] {
+        for shape in
+            [[1, 1, 64, 16], [2, 3, 33, 16], [1, 60, 512, 16], [2, 25, 48, 5], [1, 77, 10, 16]]
+        {
             for bits in 0..256 {
                 let [d, z, bias, state, residual, softplus, clamp, exact] =
                     [0, 1, 2, 3, 4, 5, 6, 7].map(|b| bits >> b & 1 == 1);
@@ -226,32 +240,35 @@ fn long() {
 fn extremes() {
     let mut run = Run::new("selective_scan extremes");
     for dtype in NETWORK {
-        let shape = [2, 40, 12];
-        let mut dt = run.rng.floats(dtype, &shape, |r, _| r.uniform(0.0, 0.1)).to_f64();
-        for (i, v) in [(5, 1e4), (30, 0.0), (100, 60.0), (101, -40.0), (300, -1e4)] {
-            dt[i] = v;
+        for states in [5, 16] {
+            let shape = [2, 40, 12];
+            let mut dt = run.rng.floats(dtype, &shape, |r, _| r.uniform(0.0, 0.1)).to_f64();
+            for (i, v) in [(5, 1e4), (30, 0.0), (100, 60.0), (101, -40.0), (300, -1e4)] {
+                dt[i] = v;
+            }
+            let mut x = run.rng.normal(dtype, &shape, 1.0).to_f64();
+            x[7] = f64::NAN;
+            x[12 * 40 + 3] = f64::INFINITY;
+            let (dt, x) = (Array::floats(dtype, &shape, &dt), Array::floats(dtype, &shape, &x));
+            // The last channel's state grows.
+            let a = run.rng.floats(DType::F32, &[12, states], |r, i| {
+                if i >= 11 * states { 0.5 } else { -r.uniform(0.5, 20.0) }
+            });
+            let row = [2, 40, states];
+            let b = run.rng.floats(dtype, &row, |r, _| r.uniform(0.5, 1.0));
+            let c = run.rng.floats(dtype, &row, |r, _| r.uniform(0.5, 1.0));
+            let op = |dt_clamp| {
+                Op::SelectiveScan(SelectiveScan {
+                    dt_softplus: true,
+                    dt_clamp,
+                    norm: None,
+                    epsilon: 1e-5,
+                })
+            };
+            run.check(op(Some((0.0, 0.2))), &[&x, &dt, &a, &b, &c].map(Some));
+            let finite = run.rng.floats(dtype, &shape, |r, _| r.uniform(-0.1, 0.1));
+            run.check(op(None), &[&finite, &dt, &a, &b, &c].map(Some));
         }
-        let mut x = run.rng.normal(dtype, &shape, 1.0).to_f64();
-        x[7] = f64::NAN;
-        x[12 * 40 + 3] = f64::INFINITY;
-        let (dt, x) = (Array::floats(dtype, &shape, &dt), Array::floats(dtype, &shape, &x));
-        // The last channel's state grows.
-        let a = run
-            .rng
-            .floats(DType::F32, &[12, 5], |r, i| if i >= 55 { 0.5 } else { -r.uniform(0.5, 20.0) });
-        let b = run.rng.floats(dtype, &[2, 40, 5], |r, _| r.uniform(0.5, 1.0));
-        let c = run.rng.floats(dtype, &[2, 40, 5], |r, _| r.uniform(0.5, 1.0));
-        let op = |dt_clamp| {
-            Op::SelectiveScan(SelectiveScan {
-                dt_softplus: true,
-                dt_clamp,
-                norm: None,
-                epsilon: 1e-5,
-            })
-        };
-        run.check(op(Some((0.0, 0.2))), &[&x, &dt, &a, &b, &c].map(Some));
-        let finite = run.rng.floats(dtype, &shape, |r, _| r.uniform(-0.1, 0.1));
-        run.check(op(None), &[&finite, &dt, &a, &b, &c].map(Some));
     }
     run.finish();
 }
