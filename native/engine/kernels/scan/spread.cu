@@ -22,6 +22,7 @@
 #include "common/warp.cuh"
 #include "common/wide.cuh"
 #include "scan/math.cuh"
+#include "scan/window.cuh"
 
 constexpr int THREADS = WARPS_A_BLOCK * WARP;
 constexpr int N = 16;
@@ -33,63 +34,6 @@ constexpr int PACKS = TILE * N / 4; // of b, and as many of c
 constexpr int SHARE = (PACKS + THREADS - 1) / THREADS;
 constexpr bool WHOLE = PACKS % THREADS == 0;
 constexpr int LAST = WARPS_A_BLOCK - 1;
-
-struct Scan {
-    const T* x;
-    const T* dt;
-    const void* a;
-    const T* b;
-    const T* c;
-    const void* d; // or null, as all below
-    const T* z;
-    const void* bias;
-    const f32* state;
-    const T* residual;
-    T* y;
-    f32* h;
-    f32* carry; // as elapsed, chunk and chunks, of windows that are cut: here they are not
-    f32* elapsed;
-    s64 length;
-    s64 chunk;
-    s64 b_pitch, c_pitch, z_pitch; // elements from a frame to the next
-    int channels;
-    int states;
-    int chunks;
-    int a_f32, d_f32, bias_f32;
-    int softplus, clamp;
-    f32 low, high;
-};
-
-template <int K> __device__ __forceinline__ void read(f32 (&to)[K], const f32* from) {
-    constexpr int M = K < 4 ? K : 4;
-#pragma unroll
-    for (int j = 0; j < K; j += M) *(Pack<f32, M>*)&to[j] = *(const Pack<f32, M>*)(from + j);
-}
-
-template <int K> __device__ __forceinline__ void write(f32* to, const f32 (&from)[K]) {
-    constexpr int M = K < 4 ? K : 4;
-#pragma unroll
-    for (int j = 0; j < K; j += M) *(Pack<f32, M>*)(to + j) = *(const Pack<f32, M>*)&from[j];
-}
-
-__device__ __forceinline__ void keep(f32* to, const Wide<T, 4>& from) {
-    const f32 four[4] = {from.at(0), from.at(1), from.at(2), from.at(3)};
-    write(to, four);
-}
-
-// y[f] summed over the lanes of a channel, into y[0] of the lane whose group is f.
-__device__ __forceinline__ f32 meet(f32 (&y)[LANES], int group) {
-#pragma unroll
-    for (int half = LANES / 2; half > 0; half /= 2) {
-        const bool upper = group & half;
-#pragma unroll
-        for (int f = 0; f < half; f++) {
-            const f32 given = upper ? y[f] : y[f + half], kept = upper ? y[f + half] : y[f];
-            y[f] = kept + __shfl_xor_sync(~0u, given, half * CHANNELS);
-        }
-    }
-    return y[0];
-}
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     scan_spread(const __grid_constant__ Scan p) {
@@ -116,7 +60,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     Parameter bias_of, d_of;
     if (p.bias) bias_of.load(p.bias, p.bias_f32, held);
     if (p.d) d_of.load(p.d, p.d_f32, held);
-    if (p.a_f32) read(a, (const f32*)p.a + cell);
+    if (p.a_f32) read_row(a, (const f32*)p.a + cell);
     else {
 #pragma unroll
         for (int j = 0; j < STATES; j++) a[j] = to_f32(((const T*)p.a)[cell + j]);
@@ -148,7 +92,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
         }
     };
     fetch(0);
-    if (p.state) read(h, p.state + row * cells + cell);
+    if (p.state) read_row(h, p.state + row * cells + cell);
 #pragma unroll
     for (int j = 0; j < STATES; j++) a[j] *= LOG2E;
     const f32 bias = bias_of.value(p.bias_f32), d = d_of.value(p.d_f32);
@@ -191,14 +135,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
         }
         __syncthreads();
         if (t0 + TILE < length) fetch(t0 + TILE);
-        if (t0 > 0) read(h, s_h + lane * STATES);
+        if (t0 > 0) read_row(h, s_h + lane * STATES);
 
         f32 e[FRAMES][STATES], in[FRAMES][STATES], made[STATES] = {}, time = 0.f;
         const int from = warp * FRAMES * N + group * STATES;
 #pragma unroll
         for (int f = 0; f < FRAMES; f++) {
             f32 b[STATES];
-            read(b, s_b[turn] + from + f * N);
+            read_row(b, s_b[turn] + from + f * N);
             const float2 du = s_du[warp][f * CHANNELS + ch];
             time += du.x;
 #pragma unroll
@@ -212,16 +156,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
             f32 decay[STATES];
 #pragma unroll
             for (int j = 0; j < STATES; j++) decay[j] = power(time * a[j]);
-            write(s_decay[warp] + lane * STATES, decay);
-            write(s_made[warp] + lane * STATES, made);
+            write_row(s_decay[warp] + lane * STATES, decay);
+            write_row(s_made[warp] + lane * STATES, made);
         }
         __syncthreads();
 #pragma unroll
         for (int q = 0; q < LAST; q++) {
             if (q >= warp) break;
             f32 decay[STATES], made[STATES];
-            read(decay, s_decay[q] + lane * STATES);
-            read(made, s_made[q] + lane * STATES);
+            read_row(decay, s_decay[q] + lane * STATES);
+            read_row(made, s_made[q] + lane * STATES);
 #pragma unroll
             for (int j = 0; j < STATES; j++) h[j] = fmaf(decay[j], h[j], made[j]);
         }
@@ -231,7 +175,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 #pragma unroll
             for (int f = 0; f < LANES; f++) {
                 f32 c[STATES];
-                read(c, s_c[turn] + from + (o * LANES + f) * N);
+                read_row(c, s_c[turn] + from + (o * LANES + f) * N);
                 sums[f] = 0.f;
 #pragma unroll
                 for (int j = 0; j < STATES; j++) {
@@ -247,7 +191,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
             if (p.residual) y += to_f32(residual[o]);
             if (live && frame <= last) p.y[(first + frame) * p.channels + held] = from_f32<T>(y);
         }
-        if (warp == LAST) write(s_h + lane * STATES, h);
+        if (warp == LAST) write_row(s_h + lane * STATES, h);
     }
-    if (live && warp == LAST) write(p.h + row * cells + cell, h);
+    if (live && warp == LAST) write_row(p.h + row * cells + cell, h);
 }

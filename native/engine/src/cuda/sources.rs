@@ -92,6 +92,7 @@ pub static SOURCES: &[(&str, &str)] = sources![
     "scan/scan.cu",
     "scan/spread.cu",
     "scan/step.cu",
+    "scan/window.cuh",
     "shape/pad.cu",
     "shape/shape.cu",
     "solve/triangular.cu",
