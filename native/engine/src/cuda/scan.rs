@@ -1,13 +1,12 @@
-//! `selective_scan`: a warp has its own channels, whose states lie across its lanes; few where there
-//! are channels enough to fill the card, many where there are not. Kernels of their own for windows of
-//! few channels and frames, whose warps share out the frames as well, and for one frame, with the norm
-//! over D in it. Two launches where frames are many and channels very few; and one more launch for the
-//! norm of a window.
+//! `selective_scan`: a window by one of the kernels of `scan_way.rs`, one frame by a kernel of its own,
+//! with the norm over D in it. Two launches for a window that is cut; and one more for the norm of a
+//! window.
 
 use super::launch::{Args, Context, Grid};
 use super::modules::Module;
 use super::norm;
 use super::props::Props;
+use super::scan_way::{self, Shape, WARP, Window};
 use super::walk::stray;
 use crate::call::{Call, Rows};
 use crate::device::Explanation;
@@ -15,21 +14,9 @@ use crate::error::{Error, Result};
 use crate::op::{NormKind, SelectiveScan};
 use crate::spec::{DType, Spec};
 
-const SOURCE: &str = "scan/scan.cu";
-const SPREAD: &str = "scan/spread.cu";
 const STEP: &str = "scan/step.cu";
-const WARP: usize = 32;
 /// The kernels count a tile's bytes in 32 bits, and a grid has no more blocks along y.
 const CHANNELS: usize = (1 << 19) - 1;
-/// Warps a multiprocessor that keep it busy, and how many a window that is cut is to come to: it has
-/// two launches and goes through its frames twice.
-const BUSY: usize = 7;
-const CROWD: usize = 10;
-/// Windows of fewer frames are not cut.
-const LONG: usize = 512;
-/// The least that a chunk has of a window, and the most chunks: each folds those before it.
-const CHUNK: usize = 64;
-const CHUNKS: usize = 64;
 /// Inputs that are read by rows: b, c and z.
 const BY_ROWS: [usize; 3] = [3, 4, 6];
 /// Of a step's blocks, as in `scan/step.cu`.
@@ -38,7 +25,7 @@ const STEP_CLUSTER: usize = 8;
 /// Channels of a block whose row the step's norm holds.
 const STEP_HOLDS: usize = 8 << 10;
 
-/// As in `scan/scan.cu` and `scan/spread.cu`.
+/// As in `scan/window.cuh`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 struct Scan {
@@ -107,119 +94,23 @@ struct Step {
     padding: i32,
 }
 
-/// A module of `scan/scan.cu`: states of a lane, lanes of a channel, frames of a tile that a lane
-/// brings in, warps of a block, how many such blocks a multiprocessor is to hold, and whether a
-/// channel has just as many states as its lanes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Kernel {
-    states: usize,
-    lanes: usize,
-    own: usize,
-    warps: usize,
-    blocks: usize,
-    even: bool,
-}
-
-const fn even(states: usize, own: usize, warps: usize, blocks: usize) -> Kernel {
-    Kernel { states, lanes: 16 / states, own, warps, blocks, even: true }
-}
-
-const fn any(states: usize, lanes: usize, own: usize, blocks: usize) -> Kernel {
-    Kernel { states, lanes, own, warps: 8, blocks, even: false }
-}
-
-/// For 16 states, from many channels to few.
-const SIXTEEN: [Kernel; 3] = [even(8, 8, 4, 4), even(4, 4, 8, 2), even(2, 4, 4, 1)];
-/// For any number of them, from few states to many.
-const ANY: [Kernel; 5] =
-    [any(4, 4, 2, 2), any(4, 8, 2, 2), any(4, 16, 1, 2), any(8, 16, 1, 2), any(16, 16, 1, 1)];
-
-impl Kernel {
-    fn module(self, dtype: DType) -> Module {
-        Module::of(SOURCE, dtype)
-            .define("STATES", self.states)
-            .define("LANES", self.lanes)
-            .define("OWN", self.own)
-            .define("WARPS_A_BLOCK", self.warps)
-            .define("BLOCKS", self.blocks)
-            .define("EVEN", u8::from(self.even))
-    }
-
-    /// Channels of a block.
-    fn channels(self) -> usize {
-        WARP / self.lanes * self.warps
-    }
-}
-
-/// A module of `scan/spread.cu`: as [`Kernel`] has them, of 16 states. A block's warps have the same
-/// channels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Spread {
-    states: usize,
-    own: usize,
-    warps: usize,
-    blocks: usize,
-}
-
-/// The one that was fastest wherever any was faster than those above.
-const APART: Spread = Spread { states: 2, own: 1, warps: 8, blocks: 2 };
-
-impl Spread {
-    fn module(self, dtype: DType) -> Module {
-        Module::of(SPREAD, dtype)
-            .define("STATES", self.states)
-            .define("OWN", self.own)
-            .define("WARPS_A_BLOCK", self.warps)
-            .define("BLOCKS", self.blocks)
-    }
-
-    fn lanes(self) -> usize {
-        16 / self.states
-    }
-
-    /// Channels of a block.
-    fn channels(self) -> usize {
-        WARP / self.lanes()
-    }
-
-    /// Frames that a block goes through at once.
-    fn frames(self) -> usize {
-        self.warps * self.lanes() * self.own
-    }
-}
-
 fn step_module(dtype: DType) -> Module {
     Module::of(STEP, dtype).define("CLUSTER", STEP_CLUSTER)
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Shape {
-    dtype: DType,
-    batch: usize,
-    length: usize,
-    channels: usize,
-    states: usize,
-}
-
-impl Shape {
-    fn of(inputs: &[Option<&Spec>]) -> Result<Self> {
-        let [Some(x), Some(_), Some(a), ..] = inputs else { return stray("selective_scan") };
-        let &[batch, length, channels] = x.shape() else { return stray("selective_scan") };
-        if channels > CHANNELS {
-            return Err(Error::unsupported("selective_scan", "at most 2^19 - 1 channels"));
-        }
-        Ok(Shape { dtype: x.dtype, batch, length, channels, states: a.last() })
+fn shape(inputs: &[Option<&Spec>]) -> Result<Shape> {
+    let [Some(x), Some(_), Some(a), ..] = inputs else { return stray("selective_scan") };
+    let &[batch, length, channels] = x.shape() else { return stray("selective_scan") };
+    if channels > CHANNELS {
+        return Err(Error::unsupported("selective_scan", "at most 2^19 - 1 channels"));
     }
+    Ok(Shape { dtype: x.dtype, batch, length, channels, states: a.last() })
 }
 
 /// How the card's threads share the work.
 #[derive(Debug, Clone, Copy)]
 enum Way {
-    Window {
-        kernel: Kernel,
-        chunks: usize,
-    },
-    Spread(Spread),
+    Window(Window),
     /// One frame: channels of a block, lanes of a channel.
     Step {
         width: usize,
@@ -237,36 +128,8 @@ struct Plan {
     why: String,
 }
 
-/// The kernel for a window, and the chunks it is cut into: as many states a lane as leave the
-/// schedulers of the card enough warps, since each frame has a cost a lane as well.
-fn window(props: &Props, shape: &Shape) -> (Kernel, usize) {
-    let enough = BUSY * props.sms as usize;
-    let warps = |k: &Kernel| shape.batch.saturating_mul(shape.channels.div_ceil(WARP / k.lanes));
-    let [eight, four, two] = SIXTEEN;
-    let any = ANY.into_iter().find(|k| k.states * k.lanes >= shape.states).unwrap_or(ANY[4]);
-    let sixteen = shape.states == 16;
-    let widest = if sixteen { eight } else { any };
-    if shape.length >= LONG && 2 * warps(&widest) <= enough {
-        let few = sixteen && 8 * warps(&eight) < enough;
-        let kernel = if few { four } else { widest };
-        let wanted = (CROWD * props.sms as usize).div_ceil(warps(&kernel).max(1));
-        return (kernel, wanted.min(shape.length / CHUNK).min(CHUNKS));
-    }
-    let fitting = SIXTEEN.into_iter().find(|k| warps(k) >= enough);
-    (if sixteen { fitting.unwrap_or(two) } else { any }, 1)
-}
-
-/// The kernel for a window whose frames the warps of a block share out: all of its blocks are on the
-/// card at once, since what a frame takes is more than elsewhere.
-fn spread(props: &Props, shape: &Shape) -> Option<Spread> {
-    let blocks = shape.batch.saturating_mul(shape.channels.div_ceil(APART.channels()));
-    let at_once = APART.blocks * props.sms as usize;
-    let few = (2..LONG).contains(&shape.length) && blocks <= at_once;
-    (few && shape.states == 16).then_some(APART)
-}
-
 fn plan(props: &Props, op: &SelectiveScan, inputs: &[Option<&Spec>]) -> Result<Plan> {
-    let shape = Shape::of(inputs)?;
+    let shape = shape(inputs)?;
     let Shape { batch, length, channels, states, .. } = shape;
     let has_norm = op.norm.is_some() && batch * length * channels > 0;
     // A cluster has a row from sm_90 on, a block before.
@@ -284,35 +147,12 @@ fn plan(props: &Props, op: &SelectiveScan, inputs: &[Option<&Spec>]) -> Result<P
             true => [batch.saturating_mul(cluster), 1, 1],
             false => [batch, channels.div_ceil(width), 1],
         };
-    } else if let Some(kernel) = spread(props, &shape) {
-        why = format!(
-            "{} state(s) a lane, {} lane(s) a channel, {} channel(s) a block, whose {} warps share \
-             out {} frames at a time",
-            kernel.states,
-            kernel.lanes(),
-            kernel.channels(),
-            kernel.warps,
-            kernel.frames()
-        );
-        way = Way::Spread(kernel);
-        threads = kernel.warps * WARP;
-        blocks = [batch, channels.div_ceil(kernel.channels()), 1];
     } else {
-        let (kernel, chunks) = window(props, &shape);
-        why = format!(
-            "{} state(s) a lane, {} lane(s) a channel, {} channel(s) a block",
-            kernel.states,
-            kernel.lanes,
-            kernel.channels()
-        );
-        if chunks > 1 {
-            why.push_str(&format!(
-                "; {chunks} chunks: a launch for what each makes of a state of zero, and one from there"
-            ));
-        }
-        way = Way::Window { kernel, chunks };
-        threads = kernel.warps * WARP;
-        blocks = [batch, channels.div_ceil(kernel.channels()), chunks];
+        let window = scan_way::window(props, &shape);
+        why = window.why(&shape);
+        threads = window.threads();
+        blocks = [batch, channels.div_ceil(window.channels()), window.chunks(&shape)];
+        way = Way::Window(window);
     }
     let norm_inside = has_norm && held && length == 1;
     match (has_norm, norm_inside, length) {
@@ -337,16 +177,15 @@ fn plan(props: &Props, op: &SelectiveScan, inputs: &[Option<&Spec>]) -> Result<P
 impl Plan {
     fn module(&self) -> Module {
         match self.way {
-            Way::Window { kernel, .. } => kernel.module(self.shape.dtype),
-            Way::Spread(kernel) => kernel.module(self.shape.dtype),
+            Way::Window(window) => window.module(self.shape.dtype),
             Way::Step { .. } => step_module(self.shape.dtype),
         }
     }
 
     fn chunks(&self) -> usize {
         match self.way {
-            Way::Window { chunks, .. } => chunks,
-            Way::Spread(_) | Way::Step { .. } => 1,
+            Way::Window(window) => window.chunks(&self.shape),
+            Way::Step { .. } => 1,
         }
     }
 
@@ -354,9 +193,10 @@ impl Plan {
         match self.way {
             Way::Step { .. } if self.norm_inside => "step_norm",
             Way::Step { .. } => "step",
-            Way::Spread(_) => "spread",
-            Way::Window { chunks: 2.., .. } => "chunks",
-            Way::Window { .. } => "channels",
+            Way::Window(Window::Spread(_)) => "spread",
+            Way::Window(Window::Staged) => "staged",
+            Way::Window(_) if self.chunks() > 1 => "chunks",
+            Way::Window(_) => "channels",
         }
     }
 
@@ -365,11 +205,13 @@ impl Plan {
         match (self.way, by_rows) {
             (Way::Step { .. }, _) if self.norm_inside => &["step_norm"],
             (Way::Step { .. }, _) => &["step"],
-            (Way::Spread(_), _) => &["scan_spread"],
-            (Way::Window { chunks: 2.., .. }, false) => &["scan_carry", "scan_y"],
-            (Way::Window { chunks: 2.., .. }, true) => &["scan_carry_rows", "scan_y_rows"],
-            (Way::Window { .. }, false) => &["scan_y"],
-            (Way::Window { .. }, true) => &["scan_y_rows"],
+            (Way::Window(Window::Spread(_)), _) => &["scan_spread"],
+            (Way::Window(Window::Staged), false) => &["scan_staged"],
+            (Way::Window(Window::Staged), true) => &["scan_staged_rows"],
+            (Way::Window(_), false) if self.chunks() > 1 => &["scan_carry", "scan_y"],
+            (Way::Window(_), true) if self.chunks() > 1 => &["scan_carry_rows", "scan_y_rows"],
+            (Way::Window(_), false) => &["scan_y"],
+            (Way::Window(_), true) => &["scan_y_rows"],
         }
     }
 
@@ -447,7 +289,7 @@ pub unsafe fn launch(cx: &Context, op: &SelectiveScan, call: &Call) -> Result<()
     let mut args = Args::new();
     let chunks = plan.chunks();
     match plan.way {
-        Way::Window { .. } | Way::Spread(_) => args.value(Scan {
+        Way::Window(window) => args.value(Scan {
             x,
             dt,
             a,
@@ -463,7 +305,7 @@ pub unsafe fn launch(cx: &Context, op: &SelectiveScan, call: &Call) -> Result<()
             carry: call.workspace,
             elapsed: call.workspace + plan.carries()[0] as u64,
             length: shape.length as i64,
-            chunk: shape.length.div_ceil(chunks) as i64,
+            chunk: window.chunk(&shape) as i64,
             pitches,
             channels,
             states,
@@ -513,7 +355,7 @@ pub unsafe fn launch(cx: &Context, op: &SelectiveScan, call: &Call) -> Result<()
     // A kernel that fills the card is spread less evenly where the one ahead still has a part of it.
     let blocks = plan.grid.blocks.into_iter().fold(1, u32::saturating_mul);
     let at_once = match plan.way {
-        Way::Spread(kernel) => kernel.blocks as u32,
+        Way::Window(Window::Spread(kernel)) => kernel.blocks as u32,
         _ => 1,
     };
     let small = blocks <= at_once * cx.props().sms;
@@ -533,11 +375,10 @@ pub unsafe fn launch(cx: &Context, op: &SelectiveScan, call: &Call) -> Result<()
 
 pub fn all_modules() -> Vec<Module> {
     let types = [DType::F32, DType::BF16, DType::F16];
-    let of = |t: DType| {
-        let kernels = SIXTEEN.iter().chain(&ANY).map(move |k| k.module(t));
-        kernels.chain([APART.module(t), step_module(t)]).collect::<Vec<_>>()
-    };
-    types.map(of).concat()
+    types
+        .into_iter()
+        .flat_map(|t| scan_way::modules(t).into_iter().chain([step_module(t)]))
+        .collect()
 }
 
 #[cfg(test)]
@@ -558,25 +399,17 @@ mod tests {
     }
 
     #[test]
-    fn short_windows_of_few_channels_share_out_their_frames() {
-        for dtype in [DType::F32, DType::BF16, DType::F16] {
-            let variant = |shape| plan_of(dtype, shape).variant();
-            for (shape, expected) in [
-                ([1, 60, 512, 16], "spread"),
-                ([1, 2, 1, 16], "spread"),
-                ([2, 256, 512, 16], "spread"),
-                ([1, 60, 1056, 16], "spread"),
-                // More blocks than the card holds, other numbers of states, one frame, none.
-                ([1, 60, 1057, 16], "channels"),
-                ([32, 60, 1024, 16], "channels"),
-                ([1, 60, 512, 15], "channels"),
-                ([1, 60, 512, 64], "channels"),
-                ([1, 1, 512, 16], "step"),
-                ([1, 0, 512, 16], "channels"),
-                ([1, 2048, 512, 16], "chunks"),
-            ] {
-                assert_eq!(variant(shape), expected, "{dtype:?} {shape:?}");
-            }
+    fn variants() {
+        for (shape, expected) in [
+            ([1, 60, 512, 16], "spread"),
+            ([1, 2, 1, 16], "channels"),
+            ([32, 60, 1024, 16], "channels"),
+            ([1, 0, 512, 16], "channels"),
+            ([1, 1, 512, 16], "step"),
+            ([1, 4096, 512, 16], "chunks"),
+            ([8, 2048, 2048, 16], "staged"),
+        ] {
+            assert_eq!(plan_of(DType::BF16, shape).variant(), expected, "{shape:?}");
         }
     }
 
@@ -590,14 +423,15 @@ mod tests {
                     for states in [1, 16, 200] {
                         let shape = [batch, length, channels, states];
                         let plan = plan_of(DType::BF16, shape);
-                        let of = match plan.way {
-                            Way::Window { kernel, .. } => kernel.channels(),
-                            Way::Spread(kernel) => kernel.channels(),
-                            Way::Step { .. } => panic!("{shape:?}"),
+                        let window = match plan.way {
+                            Way::Window(window) => window,
+                            Way::Step { .. } => unreachable!("{shape:?}"),
                         };
+                        let of = window.channels();
                         let [x, y, z] = plan.grid.blocks.map(|b| b as usize);
                         assert!(x == batch && y * of >= channels, "{shape:?}");
                         assert!((y - 1) * of < channels && z == plan.chunks(), "{shape:?}");
+                        assert!(z * window.chunk(&plan.shape) >= length, "{shape:?}");
                         assert!(all.contains(&plan.module()), "{shape:?}");
                     }
                 }

@@ -91,6 +91,7 @@ pub static SOURCES: &[(&str, &str)] = sources![
     "scan/math.cuh",
     "scan/scan.cu",
     "scan/spread.cu",
+    "scan/staged.cu",
     "scan/step.cu",
     "scan/window.cuh",
     "shape/pad.cu",

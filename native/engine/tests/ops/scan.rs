@@ -127,22 +127,29 @@ fn shapes() {
             [140, 3, 20, 16],
             [40, 21, 100, 8],
             // Frames shared out among the warps of a block: a part of what they go through at once,
-            // all of it, one more, and many times that; with more blocks than a card has room for.
+            // all of it, one more, and many times that; for few channels, and for more.
             [1, 2, 1, 16],
-            [1, 8, 3, 16],
-            [2, 9, 5, 16],
-            [1, 63, 33, 16],
-            [3, 64, 12, 16],
-            [2, 65, 7, 16],
-            [1, 131, 1053, 16],
-            [1, 131, 1057, 16],
+            [1, 31, 3, 16],
+            [1, 32, 1, 16],
+            [2, 37, 5, 16],
+            [1, 127, 33, 16],
+            [3, 128, 12, 16],
+            [2, 129, 7, 16],
             [2, 300, 21, 16],
             [1, 511, 6, 16],
+            [1, 1030, 10, 16],
+            [1, 63, 531, 16],
+            [1, 64, 545, 16],
+            [2, 65, 301, 16],
+            [1, 131, 1053, 16],
+            [1, 33, 2113, 16],
             // Many channels, and fewer; and windows that are cut.
             [1, 5, 29_601, 16],
             [1, 35, 15_001, 16],
             [1, 20, 7501, 16],
             [2, 600, 50, 16],
+            [1, 2000, 20, 16],
+            [1, 2017, 70, 16],
             [1, 513, 20, 5],
         ] {
             check(&mut run, dtype, shape, PLAIN);
@@ -234,6 +241,24 @@ fn long() {
     run.finish();
 }
 
+/// Many channels as well, by lines where they are a whole number of 16 bytes.
+#[test]
+fn lines() {
+    let mut run = Run::new("selective_scan lines");
+    for dtype in NETWORK {
+        for shape in [[3, 515, 600, 16], [1, 528, 1801, 16]] {
+            check(&mut run, dtype, shape, MAMBA);
+            let any = random(&mut run);
+            check(&mut run, dtype, shape, Options { norm: None, residual: true, ..any });
+            if dtype != DType::F32 {
+                check(&mut run, dtype, shape, PLAIN);
+                check(&mut run, dtype, shape, Options { residual: true, clamp: true, ..MAMBA });
+            }
+        }
+    }
+    run.finish();
+}
+
 /// Steps that forget everything, steps of nothing, a state that grows, and a NaN that stays in its
 /// channel.
 #[test]
@@ -271,4 +296,18 @@ fn extremes() {
         }
     }
     run.finish();
+}
+
+mod large {
+    use super::*;
+
+    /// Enough channels for the largest GPU.
+    #[test]
+    fn lines() {
+        let mut run = Run::new("large selective_scan");
+        for dtype in NETWORK {
+            check(&mut run, dtype, [8, 523, 1856, 16], Options { residual: true, ..MAMBA });
+        }
+        run.finish();
+    }
 }
