@@ -49,7 +49,9 @@ pub struct Kernel {
 }
 
 /// What both launches for a window that is cut take on an H200, in hundredths of a microsecond: at
-/// all, for each chunk, and for `SPAN` frames where a multiprocessor has one block, two, ….
+/// all, for each chunk, and for `SPAN` frames where a multiprocessor has one block, two, …. Fitted to
+/// f32 windows of 16 states, to a tenth; the span of four blocks is from windows that are not cut.
+/// Other numbers of states go by that of four states a lane, and were not measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Cut {
     once: usize,
@@ -361,8 +363,8 @@ mod tests {
                     MORE => more,
                     _ => own,
                 };
-                // For few channels more the first has two rounds of blocks and is about as fast:
-                // such are left to the second.
+                // Where the first does not have all of its blocks on the card it is not taken, though
+                // it is a little faster from 256 frames on.
                 let best = if b * d > 528 { more.min(own) } else { few.min(more).min(own) };
                 assert!(taken <= best * 1.01, "{dtype:?} {shape:?}: {taken} for {best}");
             }
