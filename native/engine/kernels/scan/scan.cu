@@ -26,6 +26,7 @@
 #include "common/warp.cuh"
 #include "common/wide.cuh"
 #include "scan/math.cuh"
+#include "scan/window.cuh"
 
 constexpr int THREADS = WARPS_A_BLOCK * WARP;
 constexpr int CHANNELS = WARP / LANES; // of a warp
@@ -37,32 +38,6 @@ constexpr bool SKIPS = LANES >= 8;
 constexpr int SPAN = TILES * FRAMES; // of b and c in shared memory
 constexpr int PACKS = SPAN * PADDED / 4; // of b, and as many of c
 constexpr int SHARE = (2 * PACKS + THREADS - 1) / THREADS;
-
-struct Scan {
-    const T* x;
-    const T* dt;
-    const void* a;
-    const T* b;
-    const T* c;
-    const void* d; // or null, as all below
-    const T* z;
-    const void* bias;
-    const f32* state;
-    const T* residual;
-    T* y;
-    f32* h;
-    f32* carry;   // {B, chunks, D, N}: what a chunk makes of a state of zero
-    f32* elapsed; // {B, chunks, D}: the sum of its dt
-    s64 length;
-    s64 chunk; // frames of a chunk
-    s64 b_pitch, c_pitch, z_pitch; // elements from a frame to the next, for the entries by rows
-    int channels;
-    int states;
-    int chunks;
-    int a_f32, d_f32, bias_f32;
-    int softplus, clamp;
-    f32 low, high;
-};
 
 // `bytes` behind a pointer that all threads have in common.
 template <class S> __device__ __forceinline__ S* behind(S* p, u32 bytes) {
@@ -94,27 +69,6 @@ __device__ __forceinline__ void write(f32* to, const f32 (&from)[STATES], s64 at
         for (int j = 0; j < STATES; j++)
             if (EVEN || j < own) to[at + j] = from[j];
     }
-}
-
-// STATES values in shared memory.
-__device__ __forceinline__ void values(f32 (&to)[STATES], const f32* from) {
-    constexpr int N = STATES < 4 ? STATES : 4;
-#pragma unroll
-    for (int j = 0; j < STATES; j += N) *(Pack<f32, N>*)&to[j] = *(const Pack<f32, N>*)(from + j);
-}
-
-// y[f] summed over the lanes of a channel, into y[0] of the lane whose group is f.
-__device__ __forceinline__ f32 meet(f32 (&y)[LANES], int group) {
-#pragma unroll
-    for (int half = LANES / 2; half > 0; half /= 2) {
-        const bool upper = group & half;
-#pragma unroll
-        for (int f = 0; f < half; f++) {
-            const f32 given = upper ? y[f] : y[f + half], kept = upper ? y[f + half] : y[f];
-            y[f] = kept + __shfl_xor_sync(~0u, given, half * CHANNELS);
-        }
-    }
-    return y[0];
 }
 
 // The sum over the lanes of a channel, in each of them.
@@ -302,8 +256,8 @@ template <bool OUT, bool ROWS> __device__ __forceinline__ void scan(const Scan& 
             }
             auto advance = [&](int f) {
                 f32 b[STATES], c[STATES], sum = 0.f;
-                values(b, at_b + (o * LANES + f) * PADDED);
-                if (OUT) values(c, at_c + (o * LANES + f) * PADDED);
+                read_row(b, at_b + (o * LANES + f) * PADDED);
+                if (OUT) read_row(c, at_c + (o * LANES + f) * PADDED);
                 const float2 du = s_du[warp][(o * LANES + f) * CHANNELS + ch];
 #pragma unroll
                 for (int j = 0; j < STATES; j++) {

@@ -42,6 +42,7 @@ mod rope;
 pub(crate) mod runner;
 mod sample;
 mod scan;
+mod scan_way;
 mod search;
 mod shape;
 mod solve;

@@ -1,12 +1,12 @@
-//! `selective_scan`: a warp has its own channels, whose states lie across its lanes; few where there
-//! are channels enough to fill the card, many where there are not. Two launches where frames are many
-//! and channels very few; a kernel of its own for one frame, with the norm over D in it; and one more
-//! launch for the norm of a window.
+//! `selective_scan`: a window by one of the kernels of `scan_way.rs`, one frame by a kernel of its own,
+//! with the norm over D in it. Two launches for a window that is cut; and one more for the norm of a
+//! window.
 
 use super::launch::{Args, Context, Grid};
 use super::modules::Module;
 use super::norm;
 use super::props::Props;
+use super::scan_way::{self, Shape, WARP, Window};
 use super::walk::stray;
 use crate::call::{Call, Rows};
 use crate::device::Explanation;
@@ -14,20 +14,9 @@ use crate::error::{Error, Result};
 use crate::op::{NormKind, SelectiveScan};
 use crate::spec::{DType, Spec};
 
-const SOURCE: &str = "scan/scan.cu";
 const STEP: &str = "scan/step.cu";
-const WARP: usize = 32;
 /// The kernels count a tile's bytes in 32 bits, and a grid has no more blocks along y.
 const CHANNELS: usize = (1 << 19) - 1;
-/// Warps a multiprocessor that keep it busy, and how many a window that is cut is to come to: it has
-/// two launches and goes through its frames twice.
-const BUSY: usize = 7;
-const CROWD: usize = 10;
-/// Windows of fewer frames are not cut.
-const LONG: usize = 512;
-/// The least that a chunk has of a window, and the most chunks: each folds those before it.
-const CHUNK: usize = 64;
-const CHUNKS: usize = 64;
 /// Inputs that are read by rows: b, c and z.
 const BY_ROWS: [usize; 3] = [3, 4, 6];
 /// Of a step's blocks, as in `scan/step.cu`.
@@ -36,7 +25,7 @@ const STEP_CLUSTER: usize = 8;
 /// Channels of a block whose row the step's norm holds.
 const STEP_HOLDS: usize = 8 << 10;
 
-/// As in `scan/scan.cu`.
+/// As in `scan/window.cuh`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 struct Scan {
@@ -105,81 +94,23 @@ struct Step {
     padding: i32,
 }
 
-/// A module of `scan/scan.cu`: states of a lane, lanes of a channel, frames of a tile that a lane
-/// brings in, warps of a block, how many such blocks a multiprocessor is to hold, and whether a
-/// channel has just as many states as its lanes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Kernel {
-    states: usize,
-    lanes: usize,
-    own: usize,
-    warps: usize,
-    blocks: usize,
-    even: bool,
-}
-
-const fn even(states: usize, own: usize, warps: usize, blocks: usize) -> Kernel {
-    Kernel { states, lanes: 16 / states, own, warps, blocks, even: true }
-}
-
-const fn any(states: usize, lanes: usize, own: usize, blocks: usize) -> Kernel {
-    Kernel { states, lanes, own, warps: 8, blocks, even: false }
-}
-
-/// For 16 states, from many channels to few.
-const SIXTEEN: [Kernel; 3] = [even(8, 8, 4, 4), even(4, 4, 8, 2), even(2, 4, 4, 1)];
-/// For any number of them, from few states to many.
-const ANY: [Kernel; 5] =
-    [any(4, 4, 2, 2), any(4, 8, 2, 2), any(4, 16, 1, 2), any(8, 16, 1, 2), any(16, 16, 1, 1)];
-
-impl Kernel {
-    fn module(self, dtype: DType) -> Module {
-        Module::of(SOURCE, dtype)
-            .define("STATES", self.states)
-            .define("LANES", self.lanes)
-            .define("OWN", self.own)
-            .define("WARPS_A_BLOCK", self.warps)
-            .define("BLOCKS", self.blocks)
-            .define("EVEN", u8::from(self.even))
-    }
-
-    /// Channels of a block.
-    fn channels(self) -> usize {
-        WARP / self.lanes * self.warps
-    }
-}
-
 fn step_module(dtype: DType) -> Module {
     Module::of(STEP, dtype).define("CLUSTER", STEP_CLUSTER)
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Shape {
-    dtype: DType,
-    batch: usize,
-    length: usize,
-    channels: usize,
-    states: usize,
-}
-
-impl Shape {
-    fn of(inputs: &[Option<&Spec>]) -> Result<Self> {
-        let [Some(x), Some(_), Some(a), ..] = inputs else { return stray("selective_scan") };
-        let &[batch, length, channels] = x.shape() else { return stray("selective_scan") };
-        if channels > CHANNELS {
-            return Err(Error::unsupported("selective_scan", "at most 2^19 - 1 channels"));
-        }
-        Ok(Shape { dtype: x.dtype, batch, length, channels, states: a.last() })
+fn shape(inputs: &[Option<&Spec>]) -> Result<Shape> {
+    let [Some(x), Some(_), Some(a), ..] = inputs else { return stray("selective_scan") };
+    let &[batch, length, channels] = x.shape() else { return stray("selective_scan") };
+    if channels > CHANNELS {
+        return Err(Error::unsupported("selective_scan", "at most 2^19 - 1 channels"));
     }
+    Ok(Shape { dtype: x.dtype, batch, length, channels, states: a.last() })
 }
 
 /// How the card's threads share the work.
 #[derive(Debug, Clone, Copy)]
 enum Way {
-    Window {
-        kernel: Kernel,
-        chunks: usize,
-    },
+    Window(Window),
     /// One frame: channels of a block, lanes of a channel.
     Step {
         width: usize,
@@ -197,27 +128,8 @@ struct Plan {
     why: String,
 }
 
-/// The kernel for a window, and the chunks it is cut into: as many states a lane as leave the
-/// schedulers of the card enough warps, since each frame has a cost a lane as well.
-fn window(props: &Props, shape: &Shape) -> (Kernel, usize) {
-    let enough = BUSY * props.sms as usize;
-    let warps = |k: &Kernel| shape.batch.saturating_mul(shape.channels.div_ceil(WARP / k.lanes));
-    let [eight, four, two] = SIXTEEN;
-    let any = ANY.into_iter().find(|k| k.states * k.lanes >= shape.states).unwrap_or(ANY[4]);
-    let sixteen = shape.states == 16;
-    let widest = if sixteen { eight } else { any };
-    if shape.length >= LONG && 2 * warps(&widest) <= enough {
-        let few = sixteen && 8 * warps(&eight) < enough;
-        let kernel = if few { four } else { widest };
-        let wanted = (CROWD * props.sms as usize).div_ceil(warps(&kernel).max(1));
-        return (kernel, wanted.min(shape.length / CHUNK).min(CHUNKS));
-    }
-    let fitting = SIXTEEN.into_iter().find(|k| warps(k) >= enough);
-    (if sixteen { fitting.unwrap_or(two) } else { any }, 1)
-}
-
 fn plan(props: &Props, op: &SelectiveScan, inputs: &[Option<&Spec>]) -> Result<Plan> {
-    let shape = Shape::of(inputs)?;
+    let shape = shape(inputs)?;
     let Shape { batch, length, channels, states, .. } = shape;
     let has_norm = op.norm.is_some() && batch * length * channels > 0;
     // A cluster has a row from sm_90 on, a block before.
@@ -236,21 +148,11 @@ fn plan(props: &Props, op: &SelectiveScan, inputs: &[Option<&Spec>]) -> Result<P
             false => [batch, channels.div_ceil(width), 1],
         };
     } else {
-        let (kernel, chunks) = window(props, &shape);
-        why = format!(
-            "{} state(s) a lane, {} lane(s) a channel, {} channel(s) a block",
-            kernel.states,
-            kernel.lanes,
-            kernel.channels()
-        );
-        if chunks > 1 {
-            why.push_str(&format!(
-                "; {chunks} chunks: a launch for what each makes of a state of zero, and one from there"
-            ));
-        }
-        way = Way::Window { kernel, chunks };
-        threads = kernel.warps * WARP;
-        blocks = [batch, channels.div_ceil(kernel.channels()), chunks];
+        let window = scan_way::window(props, &shape);
+        why = window.why(&shape);
+        threads = window.threads();
+        blocks = [batch, channels.div_ceil(window.channels()), window.chunks(&shape)];
+        way = Way::Window(window);
     }
     let norm_inside = has_norm && held && length == 1;
     match (has_norm, norm_inside, length) {
@@ -275,14 +177,14 @@ fn plan(props: &Props, op: &SelectiveScan, inputs: &[Option<&Spec>]) -> Result<P
 impl Plan {
     fn module(&self) -> Module {
         match self.way {
-            Way::Window { kernel, .. } => kernel.module(self.shape.dtype),
+            Way::Window(window) => window.module(self.shape.dtype),
             Way::Step { .. } => step_module(self.shape.dtype),
         }
     }
 
     fn chunks(&self) -> usize {
         match self.way {
-            Way::Window { chunks, .. } => chunks,
+            Way::Window(window) => window.chunks(&self.shape),
             Way::Step { .. } => 1,
         }
     }
@@ -291,8 +193,10 @@ impl Plan {
         match self.way {
             Way::Step { .. } if self.norm_inside => "step_norm",
             Way::Step { .. } => "step",
-            Way::Window { chunks: 2.., .. } => "chunks",
-            Way::Window { .. } => "channels",
+            Way::Window(Window::Spread(_)) => "spread",
+            Way::Window(Window::Staged) => "staged",
+            Way::Window(_) if self.chunks() > 1 => "chunks",
+            Way::Window(_) => "channels",
         }
     }
 
@@ -301,10 +205,13 @@ impl Plan {
         match (self.way, by_rows) {
             (Way::Step { .. }, _) if self.norm_inside => &["step_norm"],
             (Way::Step { .. }, _) => &["step"],
-            (Way::Window { chunks: 2.., .. }, false) => &["scan_carry", "scan_y"],
-            (Way::Window { chunks: 2.., .. }, true) => &["scan_carry_rows", "scan_y_rows"],
-            (Way::Window { .. }, false) => &["scan_y"],
-            (Way::Window { .. }, true) => &["scan_y_rows"],
+            (Way::Window(Window::Spread(_)), _) => &["scan_spread"],
+            (Way::Window(Window::Staged), false) => &["scan_staged"],
+            (Way::Window(Window::Staged), true) => &["scan_staged_rows"],
+            (Way::Window(_), false) if self.chunks() > 1 => &["scan_carry", "scan_y"],
+            (Way::Window(_), true) if self.chunks() > 1 => &["scan_carry_rows", "scan_y_rows"],
+            (Way::Window(_), false) => &["scan_y"],
+            (Way::Window(_), true) => &["scan_y_rows"],
         }
     }
 
@@ -380,8 +287,9 @@ pub unsafe fn launch(cx: &Context, op: &SelectiveScan, call: &Call) -> Result<()
     let pitches = BY_ROWS.map(|i| call.input(i).map_or(0, |v| v.pitch() as i64));
     let by_rows = BY_ROWS.iter().any(|&i| call.input(i).is_some_and(|v| v.rows.is_some()));
     let mut args = Args::new();
+    let chunks = plan.chunks();
     match plan.way {
-        Way::Window { chunks, .. } => args.value(Scan {
+        Way::Window(window) => args.value(Scan {
             x,
             dt,
             a,
@@ -397,7 +305,7 @@ pub unsafe fn launch(cx: &Context, op: &SelectiveScan, call: &Call) -> Result<()
             carry: call.workspace,
             elapsed: call.workspace + plan.carries()[0] as u64,
             length: shape.length as i64,
-            chunk: shape.length.div_ceil(chunks) as i64,
+            chunk: window.chunk(&shape) as i64,
             pitches,
             channels,
             states,
@@ -446,7 +354,11 @@ pub unsafe fn launch(cx: &Context, op: &SelectiveScan, call: &Call) -> Result<()
     let module = plan.module();
     // A kernel that fills the card is spread less evenly where the one ahead still has a part of it.
     let blocks = plan.grid.blocks.into_iter().fold(1, u32::saturating_mul);
-    let small = blocks <= cx.props().sms;
+    let at_once = match plan.way {
+        Way::Window(Window::Spread(kernel)) => kernel.blocks as u32,
+        _ => 1,
+    };
+    let small = blocks <= at_once * cx.props().sms;
     let grid = plan.grid.early(small && call.constant([2, 5, 7]));
     for entry in plan.entries(by_rows) {
         let function = cx.function(&module, entry)?;
@@ -463,9 +375,67 @@ pub unsafe fn launch(cx: &Context, op: &SelectiveScan, call: &Call) -> Result<()
 
 pub fn all_modules() -> Vec<Module> {
     let types = [DType::F32, DType::BF16, DType::F16];
-    let of = |t: DType| {
-        let kernels = SIXTEEN.iter().chain(&ANY).map(move |k| k.module(t));
-        kernels.chain([step_module(t)]).collect::<Vec<_>>()
-    };
-    types.map(of).concat()
+    types
+        .into_iter()
+        .flat_map(|t| scan_way::modules(t).into_iter().chain([step_module(t)]))
+        .collect()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::super::window::tests::props;
+    use super::*;
+
+    const PLAIN: SelectiveScan =
+        SelectiveScan { dt_softplus: true, dt_clamp: None, norm: None, epsilon: 1e-5 };
+
+    fn plan_of(dtype: DType, [batch, length, channels, states]: [usize; 4]) -> Plan {
+        let row = Spec::new(dtype, [batch, length, channels]).unwrap();
+        let a = Spec::new(DType::F32, [channels, states]).unwrap();
+        let b = Spec::new(dtype, [batch, length, states]).unwrap();
+        let inputs = [Some(&row), Some(&row), Some(&a), Some(&b), Some(&b)];
+        plan(&props(132, 232_448), &PLAIN, &inputs).unwrap()
+    }
+
+    #[test]
+    fn variants() {
+        for (shape, expected) in [
+            ([1, 60, 512, 16], "spread"),
+            ([1, 2, 1, 16], "channels"),
+            ([32, 60, 1024, 16], "channels"),
+            ([1, 0, 512, 16], "channels"),
+            ([1, 1, 512, 16], "step"),
+            ([1, 4096, 512, 16], "chunks"),
+            ([8, 2048, 2048, 16], "staged"),
+        ] {
+            assert_eq!(plan_of(DType::BF16, shape).variant(), expected, "{shape:?}");
+        }
+    }
+
+    /// Whatever is chosen covers the window, and is among the modules that are made ahead.
+    #[test]
+    fn blocks_cover_the_channels() {
+        let all = all_modules();
+        for batch in [1, 3, 40] {
+            for length in [2, 63, 511, 512, 5000] {
+                for channels in [1, 5, 64, 513, 5000] {
+                    for states in [1, 16, 200] {
+                        let shape = [batch, length, channels, states];
+                        let plan = plan_of(DType::BF16, shape);
+                        let window = match plan.way {
+                            Way::Window(window) => window,
+                            Way::Step { .. } => unreachable!("{shape:?}"),
+                        };
+                        let of = window.channels();
+                        let [x, y, z] = plan.grid.blocks.map(|b| b as usize);
+                        assert!(x == batch && y * of >= channels, "{shape:?}");
+                        assert!((y - 1) * of < channels && z == plan.chunks(), "{shape:?}");
+                        assert!(z * window.chunk(&plan.shape) >= length, "{shape:?}");
+                        assert!(all.contains(&plan.module()), "{shape:?}");
+                    }
+                }
+            }
+        }
+    }
 }

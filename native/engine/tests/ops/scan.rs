@@ -126,11 +126,30 @@ fn shapes() {
             [1, 64, 2, 2],
             [140, 3, 20, 16],
             [40, 21, 100, 8],
+            // Frames shared out among the warps of a block: a part of what they go through at once,
+            // all of it, one more, and many times that; for few channels, and for more.
+            [1, 2, 1, 16],
+            [1, 31, 3, 16],
+            [1, 32, 1, 16],
+            [2, 37, 5, 16],
+            [1, 127, 33, 16],
+            [3, 128, 12, 16],
+            [2, 129, 7, 16],
+            [2, 300, 21, 16],
+            [1, 511, 6, 16],
+            [1, 1030, 10, 16],
+            [1, 63, 531, 16],
+            [1, 64, 545, 16],
+            [2, 65, 301, 16],
+            [1, 131, 1053, 16],
+            [1, 33, 2113, 16],
             // Many channels, and fewer; and windows that are cut.
             [1, 5, 29_601, 16],
             [1, 35, 15_001, 16],
             [1, 20, 7501, 16],
             [2, 600, 50, 16],
+            [1, 2000, 20, 16],
+            [1, 2017, 70, 16],
             [1, 513, 20, 5],
         ] {
             check(&mut run, dtype, shape, PLAIN);
@@ -146,7 +165,9 @@ fn shapes() {
 fn options() {
     let mut run = Run::new("selective_scan options");
     for dtype in NETWORK {
-        for shape in [[1, 1, 64, 16], [2, 3, 33, 16], [1, 60, 512, 16], [2, 25, 48, 5]] {
+        for shape in
+            [[1, 1, 64, 16], [2, 3, 33, 16], [1, 60, 512, 16], [2, 25, 48, 5], [1, 77, 10, 16]]
+        {
             for bits in 0..256 {
                 let [d, z, bias, state, residual, softplus, clamp, exact] =
                     [0, 1, 2, 3, 4, 5, 6, 7].map(|b| bits >> b & 1 == 1);
@@ -220,38 +241,73 @@ fn long() {
     run.finish();
 }
 
+/// Many channels as well, by lines where they are a whole number of 16 bytes.
+#[test]
+fn lines() {
+    let mut run = Run::new("selective_scan lines");
+    for dtype in NETWORK {
+        for shape in [[3, 515, 600, 16], [1, 528, 1801, 16]] {
+            check(&mut run, dtype, shape, MAMBA);
+            let any = random(&mut run);
+            check(&mut run, dtype, shape, Options { norm: None, residual: true, ..any });
+            if dtype != DType::F32 {
+                check(&mut run, dtype, shape, PLAIN);
+                check(&mut run, dtype, shape, Options { residual: true, clamp: true, ..MAMBA });
+            }
+        }
+    }
+    run.finish();
+}
+
 /// Steps that forget everything, steps of nothing, a state that grows, and a NaN that stays in its
 /// channel.
 #[test]
 fn extremes() {
     let mut run = Run::new("selective_scan extremes");
     for dtype in NETWORK {
-        let shape = [2, 40, 12];
-        let mut dt = run.rng.floats(dtype, &shape, |r, _| r.uniform(0.0, 0.1)).to_f64();
-        for (i, v) in [(5, 1e4), (30, 0.0), (100, 60.0), (101, -40.0), (300, -1e4)] {
-            dt[i] = v;
+        for states in [5, 16] {
+            let shape = [2, 40, 12];
+            let mut dt = run.rng.floats(dtype, &shape, |r, _| r.uniform(0.0, 0.1)).to_f64();
+            for (i, v) in [(5, 1e4), (30, 0.0), (100, 60.0), (101, -40.0), (300, -1e4)] {
+                dt[i] = v;
+            }
+            let mut x = run.rng.normal(dtype, &shape, 1.0).to_f64();
+            x[7] = f64::NAN;
+            x[12 * 40 + 3] = f64::INFINITY;
+            let (dt, x) = (Array::floats(dtype, &shape, &dt), Array::floats(dtype, &shape, &x));
+            // The last channel's state grows.
+            let a = run.rng.floats(DType::F32, &[12, states], |r, i| {
+                if i >= 11 * states { 0.5 } else { -r.uniform(0.5, 20.0) }
+            });
+            let row = [2, 40, states];
+            let b = run.rng.floats(dtype, &row, |r, _| r.uniform(0.5, 1.0));
+            let c = run.rng.floats(dtype, &row, |r, _| r.uniform(0.5, 1.0));
+            let op = |dt_clamp| {
+                Op::SelectiveScan(SelectiveScan {
+                    dt_softplus: true,
+                    dt_clamp,
+                    norm: None,
+                    epsilon: 1e-5,
+                })
+            };
+            run.check(op(Some((0.0, 0.2))), &[&x, &dt, &a, &b, &c].map(Some));
+            let finite = run.rng.floats(dtype, &shape, |r, _| r.uniform(-0.1, 0.1));
+            run.check(op(None), &[&finite, &dt, &a, &b, &c].map(Some));
         }
-        let mut x = run.rng.normal(dtype, &shape, 1.0).to_f64();
-        x[7] = f64::NAN;
-        x[12 * 40 + 3] = f64::INFINITY;
-        let (dt, x) = (Array::floats(dtype, &shape, &dt), Array::floats(dtype, &shape, &x));
-        // The last channel's state grows.
-        let a = run
-            .rng
-            .floats(DType::F32, &[12, 5], |r, i| if i >= 55 { 0.5 } else { -r.uniform(0.5, 20.0) });
-        let b = run.rng.floats(dtype, &[2, 40, 5], |r, _| r.uniform(0.5, 1.0));
-        let c = run.rng.floats(dtype, &[2, 40, 5], |r, _| r.uniform(0.5, 1.0));
-        let op = |dt_clamp| {
-            Op::SelectiveScan(SelectiveScan {
-                dt_softplus: true,
-                dt_clamp,
-                norm: None,
-                epsilon: 1e-5,
-            })
-        };
-        run.check(op(Some((0.0, 0.2))), &[&x, &dt, &a, &b, &c].map(Some));
-        let finite = run.rng.floats(dtype, &shape, |r, _| r.uniform(-0.1, 0.1));
-        run.check(op(None), &[&finite, &dt, &a, &b, &c].map(Some));
     }
     run.finish();
+}
+
+mod large {
+    use super::*;
+
+    /// Enough channels for the largest GPU.
+    #[test]
+    fn lines() {
+        let mut run = Run::new("large selective_scan");
+        for dtype in NETWORK {
+            check(&mut run, dtype, [8, 523, 1856, 16], Options { residual: true, ..MAMBA });
+        }
+        run.finish();
+    }
 }

@@ -132,6 +132,9 @@ fn a_part_of_each_row_is_read_where_it_lies() {
             // The window in chunks.
             (window(f32, 1, 521, 8, 16), 0),
             (window(bf16, 1, 521, 8, 8), 0),
+            (window(f32, 1, 2000, 8, 16), 0),
+            // Many channels on a small card.
+            (window(bf16, 3, 515, 600, 16), 0),
             // Any number of states; one row of the batch a frame, and several.
             (window(f32, 2, 9, 12, 4), 0),
             (window(f32, 2, 9, 12, 40), 0),
@@ -189,5 +192,20 @@ fn a_part_of_each_row_that_others_read_too_is_copied() {
         graph.nodes.push(window.part(4, 4, 4));
         graph.outputs.push(n(9));
         assert_eq!(copied(graph), all(1));
+    }
+}
+
+mod large {
+    use super::*;
+
+    /// Enough channels for the largest GPU.
+    #[test]
+    fn a_part_of_each_row_of_many_channels() {
+        for device in devices() {
+            let (batch, length, width) = (8, 513, 1856);
+            let window = Window { dtype: DType::BF16, batch, length, width, states: 16, rank: 8 };
+            let cuda = matches!(device, Device::Cuda(_));
+            assert_eq!(window.check(&device, &mut Random(23)), if cuda { 0 } else { 4 });
+        }
     }
 }
