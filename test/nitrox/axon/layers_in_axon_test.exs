@@ -159,11 +159,36 @@ defmodule Nitrox.Axon.LayersInAxonTest do
       end
     end
 
+    # Inputs and parameters, and what the model makes of them. Where a norm is of numbers near zero, the
+    # rounding of these alone moves a frame's result by more than the bound, in f32 too, and there is
+    # nothing to compare: about one draw in four is such a one, and another is made.
+    defp conditioned(model, type, tries \\ 20) do
+      inputs = %{"x" => random({2, 5, 6})}
+      state = init(model, inputs)
+      exact = predict(model, state, inputs)
+
+      moved =
+        for _ <- 1..4 do
+          [inputs, data] = for c <- [inputs, state.data], do: noise(c, @bounds[type] / 5)
+          model |> predict(%{state | data: data}, inputs) |> distance(exact)
+        end
+
+      cond do
+        Enum.max(moved) < @bounds[type] -> {inputs, state, exact}
+        tries > 1 -> conditioned(model, type, tries - 1)
+        true -> flunk("rounding alone moves this model: #{inspect(moved)}")
+      end
+    end
+
+    defp noise(container, size) do
+      Nx.Defn.Composite.traverse(container, fn t ->
+        Nx.multiply(t, Nx.add(1, random(t.shape, size)))
+      end)
+    end
+
     test "mixed precision" do
       for {name, {model, _, _}} <- all(), backend <- backends(), type <- [{:bf, 16}, {:f, 16}] do
-        inputs = %{"x" => random({2, 5, 6})}
-        state = init(model, inputs)
-        exact = predict(model, state, inputs)
+        {inputs, state, exact} = conditioned(model, type)
 
         for {policy, stored, out} <- [
               {[compute: type], {:f, 32}, type},
