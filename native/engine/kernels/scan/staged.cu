@@ -1,8 +1,8 @@
 // selective_scan as scan.cu has it, for long windows of many channels in a 16-bit type: what the lanes
 // bring in and finish moves by way of shared memory.
 //
-// In scan.cu a lane loads its own values, two bytes each: 32 instructions a tile and kind, with an
-// address each, for what are 16 bytes a lane here. A warp copies the next tile's lines of dt, x, z and
+// In scan.cu a lane loads its own values, two bytes each: OWN instructions a tile and kind, with an
+// address each, for what is one of 16 bytes here. A warp copies the next tile's lines of dt, x, z and
 // residual into its own part of shared memory while it goes through this one's; a lane reads its own
 // values from there, leaves y where dt was, and the warp stores lines again. A line is a frame's
 // values of the warp's channels, and lies as the tile's values lie by lanes: that of frame f and
@@ -32,10 +32,9 @@ constexpr int PACKS = SPAN * N / 4; // of b, and as many of c
 constexpr int SHARE = 2 * PACKS / THREADS;
 constexpr int PACK = 16 / (int)sizeof(T);
 constexpr int PARTS = CHANNELS / PACK; // of a line, 16 bytes each
-constexpr int AT_ONCE = WARP / PARTS; // lines that a warp moves with one instruction
-constexpr int ROUNDS = FRAMES / AT_ONCE;
 constexpr int TILE = FRAMES * CHANNELS;
-static_assert(sizeof(T) == 2 && 2 * PACKS % THREADS == 0 && FRAMES % AT_ONCE == 0);
+// A lane has one part of a tile.
+static_assert(sizeof(T) == 2 && 2 * PACKS % THREADS == 0 && FRAMES * PARTS == WARP);
 
 template <bool ROWS> __device__ __forceinline__ void scan(const Scan& p) {
     __shared__ __align__(16) f32 s_b[2][SPAN * N];
@@ -63,7 +62,7 @@ template <bool ROWS> __device__ __forceinline__ void scan(const Scan& p) {
     }
     await_previous();
 
-    // The lane's part of each line, and what it has in shared memory of it.
+    // The lane's part of a tile: of which line, and where in it.
     const int of_line = lane % PARTS * PACK, line = lane / PARTS;
     const bool in_row = channel0 + of_line < p.channels;
     const s64 z_pitch = ROWS ? p.z_pitch : (s64)p.channels;
@@ -76,17 +75,13 @@ template <bool ROWS> __device__ __forceinline__ void scan(const Scan& p) {
     const u32 s_at = shared_address(&s_in[warp][0][0][lane * PACK]);
     constexpr u32 KIND = TILE * sizeof(T);
     auto fetch = [&](s64 t0, int turn) { // zeros beyond the last frame and channel
-#pragma unroll
-        for (int r = 0; r < ROUNDS; r++) {
-            const s64 frame = t0 + r * AT_ONCE;
-            const bool in = in_row && frame + line < length;
-            const u32 to = s_at + (u32)(turn & 1) * 4 * KIND + (u32)r * WARP * 16;
-            const s64 off = in ? frame * p.channels : 0;
-            copy_async(to, dt_at + off, in);
-            copy_async(to + KIND, x_at + off, in);
-            if (p.z) copy_async(to + 2 * KIND, z_at + (in ? frame * z_pitch : 0), in);
-            if (p.residual) copy_async(to + 3 * KIND, residual_at + off, in);
-        }
+        const bool in = in_row && t0 + line < length;
+        const u32 to = s_at + (u32)(turn & 1) * 4 * KIND;
+        const s64 off = in ? t0 * p.channels : 0;
+        copy_async(to, dt_at + off, in);
+        copy_async(to + KIND, x_at + off, in);
+        if (p.z) copy_async(to + 2 * KIND, z_at + (in ? t0 * z_pitch : 0), in);
+        if (p.residual) copy_async(to + 3 * KIND, residual_at + off, in);
         copy_async_commit();
     };
     Wide<T, 4> next_bc[SHARE]; // as it was stored: to convert it is to wait for it
@@ -199,12 +194,9 @@ template <bool ROWS> __device__ __forceinline__ void scan(const Scan& p) {
 #pragma unroll
         for (int o = 0; o < OWN; o++) dt_in[o * WARP] = from_f32<T>(y[o]);
         __syncwarp();
-        const T* const y_in = dt_in + lane * (PACK - 1); // the lane's 16 bytes rather than its value
-#pragma unroll
-        for (int r = 0; r < ROUNDS; r++) {
-            const uint4 part = *(const uint4*)(y_in + r * WARP * PACK);
-            const s64 frame = t0 + r * AT_ONCE;
-            if (in_row && r * AT_ONCE + line < count) *(uint4*)(y_at + frame * p.channels) = part;
+        if (in_row && line < count) { // the lane's 16 bytes rather than its value
+            const uint4 part = *(const uint4*)(dt_in + lane * (PACK - 1));
+            *(uint4*)(y_at + t0 * p.channels) = part;
         }
     }
     if (live) write_row(p.h + row * cells + cell, h);
