@@ -161,7 +161,7 @@ defmodule Nitrox.Axon.LayersInAxonTest do
 
     # Inputs and parameters, and what the model makes of them. Where a norm is of numbers near zero, the
     # rounding of these alone moves a frame's result by more than the bound, in f32 too, and there is
-    # nothing to compare: about one draw in four is such a one, and another is made.
+    # nothing to compare: so about one draw of jamba in four, for bf16. Another one is made then.
     defp conditioned(model, type, tries \\ 20) do
       inputs = %{"x" => random({2, 5, 6})}
       state = init(model, inputs)
