@@ -71,6 +71,8 @@ fn chains(case: &Case) -> bool {
     match (&case.op, &case.inputs[..]) {
         (Op::Dense(_), [Some((_, x, _)), Some((_, w, _)), ..]) => x.last() == w.last(),
         (Op::TriangularSolve(_), _) => false,
+        // A program would make one op of several layers.
+        (Op::Lstm(_) | Op::Gru(_), [Some((_, x, _)), ..]) => case.layers > 1 || x[1] == 1,
         _ => true,
     }
 }
