@@ -25,6 +25,10 @@ __device__ __forceinline__ void write_half(uint2* p, uint2 v) {
 }
 __device__ __forceinline__ bool is_there(uint4 v) { return v.x && v.y && v.z && v.w; }
 __device__ __forceinline__ uint4 inverted(uint4 v) { return make_uint4(~v.x, ~v.y, ~v.z, ~v.w); }
+__device__ __forceinline__ void pause(u32 clocks) {
+    const u32 from = clock();
+    while ((u32)clock() - from < clocks) {}
+}
 // Of values that may be a NaN of any kind, as a caller's are: another NaN then.
 __device__ __forceinline__ uint4 inverted_any(uint4 v) {
     return make_uint4(max(~v.x, 1u), max(~v.y, 1u), max(~v.z, 1u), max(~v.w, 1u));

@@ -22,9 +22,8 @@ template <int BUFFERS> struct Ring {
     // `packs` of a part, of which there are `parts`.
     __device__ __forceinline__ Ring(const Layer& p, int part, int parts, int packs)
         : first((uint4*)p.exchange + (s64)part * packs), buffer((s64)parts * packs) {}
-    __device__ __forceinline__ uint4* at(int step) const {
-        return first + (step & (BUFFERS - 1)) * buffer;
-    }
+    __device__ __forceinline__ s64 offset(int step) const { return (step & (BUFFERS - 1)) * buffer; }
+    __device__ __forceinline__ uint4* at(int step) const { return first + offset(step); }
     // To be called by one warp in every step, when everybody has all of the step before. `pack(i)`
     // are the places of the block's `count` packs.
     template <class Pack> __device__ __forceinline__ void empty(int step, int count, Pack pack) const {

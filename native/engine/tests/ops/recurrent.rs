@@ -34,7 +34,7 @@ const SHAPES: [[usize; 4]; 18] = [
 
 /// Windows that the variants share out in different ways: more or fewer rows than a cluster or a part
 /// of a grid has, units of several blocks and odd numbers of them, more steps than there are buffers.
-const WINDOWS: [[usize; 4]; 16] = [
+const WINDOWS: [[usize; 4]; 19] = [
     [1, 70, 9, 512],
     [5, 9, 24, 500],
     [8, 6, 40, 300],
@@ -45,6 +45,10 @@ const WINDOWS: [[usize; 4]; 16] = [
     [2, 140, 8, 520],
     [9, 5, 8, 1024],
     [40, 4, 5, 777],
+    // Blocks of 32 units, for one eight of columns and for two.
+    [20, 5, 8, 1024],
+    [60, 4, 5, 700],
+    [68, 4, 4, 776],
     // By warpgroups: odd units, halves of the reduction, several launches.
     [161, 37, 8, 96],
     [200, 5, 9, 512],
