@@ -10,6 +10,15 @@ __device__ __forceinline__ void cluster_arrive() {
 #endif
 }
 
+// An arrival that orders nothing, where it only says that this block needs the others no longer. The other
+// one waits until all that its thread has stored is seen, which after stores to memory is the half of a
+// microsecond.
+__device__ __forceinline__ void cluster_leave() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+#endif
+}
+
 // The barrier of threads that have arrived; it orders what they have written, to each other as well.
 __device__ __forceinline__ void cluster_wait() {
 #if __CUDA_ARCH__ >= 900

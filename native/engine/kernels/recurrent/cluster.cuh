@@ -14,7 +14,7 @@
 #pragma once
 
 #include "recurrent/layer.cuh"
-#include "recurrent/remote.cuh"
+#include "common/remote.cuh"
 
 // Where this block stands.
 struct Place {

@@ -15,7 +15,7 @@
 #include "common/wide.cuh"
 #include "norm/prologue.cuh"
 #include "recurrent/gates.cuh"
-#include "recurrent/remote.cuh"
+#include "common/remote.cuh"
 #include "recurrent/step.cuh"
 
 constexpr int THREADS = 256;

@@ -11,18 +11,29 @@
 // that has it; both through distributed shared memory, and are added up there in the order of the
 // blocks. All that does not depend on the frame is asked for before anything else, and is in
 // registers or on its way by the time it is multiplied.
+//
+// A module is for one size of a block: WIDTH, INNER, STATES, TAPS, RANK (of dt), and CENTRED, a LayerNorm.
 
 #define NORM 1
-#include "common/cluster.cuh"
 #include "common/early.cuh"
-#include "common/warp.cuh"
-#include "common/wide.cuh"
+#include "common/meeting.cuh"
 #include "norm/prologue.cuh"
+#include "norm/row.cuh"
 #include "scan/math.cuh"
 
 constexpr int THREADS = 512;
-constexpr int WARPS = THREADS / WARP;
 constexpr int VEC = 16 / sizeof(T);
+#include "dense/columns.cuh"
+
+constexpr int MINE = INNER / CLUSTER, COLUMNS = WIDTH / CLUSTER; // of a block
+constexpr int DT_B_C = RANK + 2 * STATES;                        // columns of x_w
+constexpr int GATHERED = (DT_B_C + 3) / 4 * 4;
+// Threads that have a row of x_w, and rows that are multiplied at once.
+constexpr int ACROSS = DT_B_C <= 32 ? 32 : DT_B_C <= 64 ? 64 : DT_B_C <= 128 ? 128 : DT_B_C <= 256 ? 256 : 512;
+constexpr int DOWN = THREADS / ACROSS;
+constexpr int LANES = THREADS / MINE; // of a channel in the scan, a power of two
+// Threads that have four columns' sums.
+constexpr int SPLIT = 4;
 
 struct Block {
     const T* x;
@@ -42,187 +53,164 @@ struct Block {
     T* frames_out;
     f32* h;
     Prologue<T> norm;
-    int width, inner, states, taps, rank;
     int a_f32, bias_f32, d_f32;
 };
 
-// The sum over `lanes` neighbouring lanes, a power of two, in each of them.
-__device__ __forceinline__ f32 lanes_sum(f32 x, int lanes) {
-    for (int m = 1; m < lanes; m *= 2) x += __shfl_xor_sync(~0u, x, m);
+// The sum over LANES neighbouring lanes, in each of them.
+__device__ __forceinline__ f32 lanes_sum(f32 x) {
+#pragma unroll
+    for (int m = 1; m < LANES; m *= 2) x += __shfl_xor_sync(~0u, x, m);
     return x;
 }
 
-// `share` neighbouring threads have one row's packs; the block's rows are `rows` in all, of which a
-// thread takes every THREADS / share. The first DEPTH are asked for when it is made.
-template <int DEPTH> struct Rows {
-    Wide<T, VEC> ahead[DEPTH];
-    const T* from;
-    s64 hop;
-    int row, at_once, rows;
-
-    __device__ __forceinline__ Rows(const T* w, s64 stride, int share, int rows)
-        : row(threadIdx.x / share), at_once(THREADS / share), rows(rows) {
-        from = w + row * stride;
-        hop = at_once * stride;
-#pragma unroll
-        for (int i = 0; i < DEPTH; i++) {
-            if (row + i * at_once < rows) ahead[i].load(from + i * hop);
-            else ahead[i].zero();
-        }
-    }
-    // sum[v] += x[row] · w[row][v]
-    __device__ __forceinline__ void multiply(f32 (&sum)[VEC], const f32* x) {
-#pragma unroll
-        for (int i = 0; i < DEPTH; i++) {
-            const int r = row + i * at_once;
-            if (r >= rows) break;
-#pragma unroll
-            for (int v = 0; v < VEC; v++) sum[v] = fmaf(x[r], ahead[i].at(v), sum[v]);
-        }
-#pragma unroll 4
-        for (int r = row + DEPTH * at_once; r < rows; r += at_once) {
-            Wide<T, VEC> w;
-            w.load(from + (s64)(r - row) / at_once * hop);
-#pragma unroll
-            for (int v = 0; v < VEC; v++) sum[v] = fmaf(x[r], w.at(v), sum[v]);
-        }
-    }
-};
-
 extern "C" __global__ void __launch_bounds__(THREADS, 1) block(const __grid_constant__ Block p) {
     extern __shared__ __align__(16) f32 shared[];
-    const int tid = threadIdx.x, lane = tid % WARP, warp = tid / WARP;
+    __shared__ __align__(8) u64 barriers[2];
+    const int tid = threadIdx.x;
     const int rank = blockIdx.x % CLUSTER;
     const s64 batch = blockIdx.x / CLUSTER;
-    const int mine = p.inner / CLUSTER, columns = p.width / CLUSTER; // of this block
-    const int channel0 = rank * mine;
-    const int wide = p.rank + 2 * p.states; // of x_w
-    cluster_arrive();                       // no block writes to another that has not begun
+    const int channel0 = rank * MINE, column0 = rank * COLUMNS;
+    const Meeting of_all(&barriers[0]), of_outputs(&barriers[1]);
+    if (tid == 0) {
+        of_all.begin(CLUSTER * GATHERED * 4);
+        of_outputs.begin(WIDTH * 4);
+    }
+    cluster_arrive();
     let_next_begin();
 
-    f32* const row = shared;                     // [width], the norm of x
-    f32* const v = row + p.width;                // [mine], after the convolution
-    f32* const z = v + mine;                     // [mine], silu of the gate; then the scan's y
-    f32* const got = z + mine;                   // [wide]: dt, b, c
-    f32* const gathered = got + (wide + 3) / 4 * 4; // [CLUSTER][wide]
-    f32* const outputs = gathered + CLUSTER * wide; // [CLUSTER][columns]
-    f32* const part = outputs + CLUSTER * columns;  // sums of warps or groups of threads
+    f32* const gamma = shared;                       // [WIDTH]
+    f32* const beta = gamma + WIDTH;                 // [WIDTH]
+    f32* const v = beta + WIDTH;                     // [MINE], after the convolution
+    f32* const z = v + MINE;                         // [MINE], silu of the gate; then the scan's y
+    f32* const got = z + MINE;                       // [GATHERED]: dt, b, c
+    f32* const gathered = got + GATHERED;            // [CLUSTER][GATHERED]
+    f32* const outputs = gathered + CLUSTER * GATHERED; // [CLUSTER][COLUMNS]
+    f32* const part = outputs + WIDTH;               // sums of groups of threads
 
     // What the frame has no part in.
-    const int share = 2 * mine / VEC; // threads that have a row of in_w, at most a warp
-    const int column = tid % share * VEC;
-    const T* const in_w =
-        p.in_w + channel0 + (column < mine ? column : p.inner - mine + column);
-    Rows<8> in(in_w, 2 * (s64)p.inner, share, p.width);
-    const int across = p.width / VEC; // threads that have a row of out_w
-    Rows<4> out(p.out_w + (s64)channel0 * p.width + tid % across * VEC, p.width, across, mine);
+    const Columns<WIDTH, MINE, 2, 4> in(p.in_w, 2 * INNER, channel0, INNER);
+    const Columns<MINE, WIDTH, 1, 4> out(p.out_w + (s64)channel0 * WIDTH, WIDTH, 0);
+    typedef Sums<2 * MINE, decltype(in)::PARTS, 2 * MINE, 1, SPLIT> InSums;
+    typedef Sums<GATHERED, DOWN, ACROSS, CLUSTER, SPLIT> XSums;
+    typedef Sums<WIDTH, decltype(out)::PARTS, WIDTH, 1, SPLIT> OutSums;
+    typedef Sums<COLUMNS, CLUSTER, COLUMNS, 1, SPLIT> RowSums;
 
-    int lanes = THREADS / mine; // of a channel in the scan
-    const int ch = tid / lanes, l = tid % lanes, channel = channel0 + ch;
-    const s64 cell = (s64)channel * p.states, held = batch * p.inner * p.states + cell;
+    const int ch = tid / LANES, l = tid % LANES, channel = channel0 + ch;
+    const s64 cell = (s64)channel * STATES, held = batch * INNER * STATES + cell;
     constexpr int EARLY = 2;
     T dt_w[EARLY];
     Parameter a[EARLY], bias, d;
 #pragma unroll
     for (int i = 0; i < EARLY; i++) {
-        const int n = l + i * lanes;
-        dt_w[i] = n < p.rank ? p.dt_w[(s64)n * p.inner + channel] : T{};
-        if (n < p.states) a[i].load(p.a, p.a_f32, cell + n);
+        const int n = l + i * LANES;
+        dt_w[i] = n < RANK ? p.dt_w[(s64)n * INNER + channel] : T{};
+        if (n < STATES) a[i].load(p.a, p.a_f32, cell + n);
     }
     if (p.bias) bias.load(p.bias, p.bias_f32, channel);
     if (p.d) d.load(p.d, p.d_f32, channel);
 
-    const int grouped = wide <= 32 ? 32 : wide <= 64 ? 64 : wide <= 128 ? 128 : wide <= 256 ? 256 : 512;
-    const int group = tid / grouped, groups = THREADS / grouped, at = tid % grouped;
+    const int group = tid / ACROSS, at = tid % ACROSS;
     T x_w[4];
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        const int r = group + i * groups;
-        x_w[i] = r < mine && at < wide ? p.x_w[(s64)(channel0 + r) * wide + at] : T{};
+        const int r = group + i * DOWN;
+        x_w[i] = r < MINE && at < DT_B_C ? p.x_w[(s64)(channel0 + r) * DT_B_C + at] : T{};
     }
-    constexpr int TAPS = 4;
-    T taps[TAPS] = {}, frames[TAPS] = {}, conv_b = {};
-    const int own = channel0 + tid; // for tid < mine
-    const s64 kept = batch * (p.taps - 1) * p.inner + own;
-    if (tid < mine) {
+    // A thread that ends with a channel of v has its taps and frames.
+    static_assert(InSums::KEPT == 1 && InSums::USED == 2 * MINE, "a thread has one channel, or more of them");
+    constexpr int FEW = TAPS < 4 ? TAPS : 4;
+    T taps[FEW] = {}, frames[FEW] = {}, conv_b = {};
+    const int own = channel0 + InSums::column();
+    const bool convolves = InSums::column() < MINE;
+    const s64 kept_frames = batch * (TAPS - 1) * INNER + own;
+    if (convolves) {
 #pragma unroll
-        for (int k = 0; k < TAPS; k++)
-            if (k < p.taps) taps[k] = p.conv_w[(s64)k * p.inner + own];
+        for (int k = 0; k < FEW; k++) taps[k] = p.conv_w[(s64)k * INNER + own];
         if (p.conv_b) conv_b = p.conv_b[own];
     }
-    const Affine first = affine(p.norm, tid, p.width);
+    for (int i = tid; i < WIDTH; i += THREADS) {
+        gamma[i] = to_f32(p.norm.gamma[i]);
+        if (CENTRED) beta[i] = p.norm.beta ? to_f32(p.norm.beta[i]) : 0.f;
+    }
+    __syncthreads();
 
     await_previous();
+    // All that there is to read is asked for, x first, before any of it is waited for.
+    const T* const x = p.x + batch * WIDTH;
+    f32 early[decltype(in)::AHEAD];
+    in.early(x, early);
+    const Row<T, WIDTH> x_row(x);
     f32 h[EARLY] = {};
 #pragma unroll
     for (int i = 0; i < EARLY; i++)
-        if (p.state && l + i * lanes < p.states) h[i] = p.state[held + l + i * lanes];
-    if (tid < mine && p.frames)
+        if (p.state && l + i * LANES < STATES) h[i] = p.state[held + l + i * LANES];
+    if (convolves && p.frames)
 #pragma unroll
-        for (int k = 0; k < TAPS; k++)
-            if (k < p.taps - 1) frames[k] = p.frames[kept + (s64)k * p.inner];
-    for (int i = tid; i < p.width; i += THREADS) row[i] = to_f32(p.x[batch * p.width + i]);
-    T residual = {};
-    const s64 result = batch * p.width + rank * columns + tid; // for tid < columns
-    if (tid < columns && p.residual) residual = p.residual[result];
-    __syncthreads();
-    normalise<1, WARPS>(p.norm, first, row, p.width, part);
+        for (int k = 0; k < FEW; k++)
+            if (k < TAPS - 1) frames[k] = p.frames[kept_frames + (s64)k * INNER];
+    const s64 result = batch * WIDTH + column0;
+    T residual[RowSums::KEPT] = {};
+    if (p.residual)
+#pragma unroll
+        for (int k = 0; k < RowSums::KEPT; k++)
+            residual[k] = p.residual[result + RowSums::column() + k];
 
-    {
-        f32 sum[VEC] = {};
-        in.multiply(sum, row);
-#pragma unroll
-        for (int i = 0; i < VEC; i++)
-            for (int m = share; m < WARP; m *= 2) sum[i] += __shfl_xor_sync(~0u, sum[i], m);
-        if (lane < share)
-#pragma unroll
-            for (int i = 0; i < VEC; i++) part[warp * 2 * mine + column + i] = sum[i];
-    }
+    Scaling s = {0.f, 1.f};
+    if (CENTRED) s = scaling<true>(p.norm.epsilon, x_row);
+    in.multiply(
+        [&](int i, int r) {
+            const f32 x_r = i >= 0 ? early[i] : to_f32(x[r]);
+            return CENTRED ? fmaf((x_r - s.mean) * s.scale, gamma[r], beta[r]) : x_r * gamma[r];
+        },
+        part);
+    // The scale of an RMS norm is the row's, and so the sums'.
+    if (!CENTRED) s = scaling<false>(p.norm.epsilon, x_row);
     __syncthreads();
-    if (tid < 2 * mine) {
-        f32 sum = 0.f;
-#pragma unroll
-        for (int w = 0; w < WARPS; w++) sum += part[w * 2 * mine + tid];
-        if (tid < mine) {
+    InSums::collect(
+        part,
+        [&](int, int c, f32 sum) {
+            if (!CENTRED) sum *= s.scale;
+            if (c >= MINE) return gate(sum);
             f32 y = to_f32(conv_b);
-            auto tap = [&](int k, f32 w, f32 f) { // frame k of taps
+            auto tap = [&](int k, f32 w, f32 f) { // frame k of TAPS
                 y = fmaf(w, f, y);
-                if (k > 0) p.frames_out[kept + (s64)(k - 1) * p.inner] = from_f32<T>(f);
+                if (k > 0) p.frames_out[kept_frames + (s64)(k - 1) * INNER] = from_f32<T>(f);
             };
 #pragma unroll
-            for (int k = 0; k < TAPS; k++)
-                if (k < p.taps) tap(k, to_f32(taps[k]), k == p.taps - 1 ? sum : to_f32(frames[k]));
-            for (int k = TAPS; k < p.taps; k++)
-                tap(k, to_f32(p.conv_w[(s64)k * p.inner + own]),
-                    k == p.taps - 1 ? sum : p.frames ? to_f32(p.frames[kept + (s64)k * p.inner]) : 0.f);
-            v[tid] = gate(y);
-        } else {
-            z[tid - mine] = gate(sum);
-        }
-    }
+            for (int k = 0; k < FEW; k++)
+                tap(k, to_f32(taps[k]), k == TAPS - 1 ? sum : to_f32(frames[k]));
+            for (int k = FEW; k < TAPS; k++)
+                tap(k, to_f32(p.conv_w[(s64)k * INNER + own]),
+                    k == TAPS - 1 ? sum : p.frames ? to_f32(p.frames[kept_frames + (s64)k * INNER]) : 0.f);
+            return gate(y);
+        },
+        [&](bool wanted, int, int c, f32 (&four)[4]) {
+            if (wanted) *(float4*)(v + c) = make_float4(four[0], four[1], four[2], four[3]);
+        });
     __syncthreads();
 
     // This block's part of dt, b and c, to all.
-    f32 sum = 0.f;
+    {
+        f32 sum = 0.f;
 #pragma unroll
-    for (int i = 0; i < 4; i++)
-        if (group + i * groups < mine) sum = fmaf(to_f32(x_w[i]), v[group + i * groups], sum);
-    for (int r = group + 4 * groups; r < mine; r += groups)
-        if (at < wide) sum = fmaf(to_f32(p.x_w[(s64)(channel0 + r) * wide + at]), v[r], sum);
-    part[tid] = sum;
+        for (int i = 0; i < 4; i++)
+            if (group + i * DOWN < MINE) sum = fmaf(to_f32(x_w[i]), v[group + i * DOWN], sum);
+        for (int r = group + 4 * DOWN; r < MINE; r += DOWN)
+            if (at < DT_B_C) sum = fmaf(to_f32(p.x_w[(s64)(channel0 + r) * DT_B_C + at]), v[r], sum);
+        part[tid] = sum;
+    }
     __syncthreads();
     cluster_wait(); // all have begun
-    if (at < wide) {
-        sum = 0.f;
-        for (int g = 0; g < groups; g++) sum += part[g * grouped + at];
-        for (int r = group; r < CLUSTER; r += groups) hand(&gathered[rank * wide + at], r, sum);
-    }
-    cluster_arrive();
-    cluster_wait();
-    if (tid < wide) {
-        sum = 0.f;
+    XSums::collect(
+        part, [&](int, int, f32 sum) { return sum; },
+        [&](bool wanted, int to, int c, f32 (&four)[4]) {
+            of_all.give(wanted, to, gathered + rank * GATHERED + c, four);
+        });
+    of_all.wait();
+    if (tid < DT_B_C) {
+        f32 sum = 0.f;
 #pragma unroll
-        for (int r = 0; r < CLUSTER; r++) sum += gathered[r * wide + tid];
+        for (int r = 0; r < CLUSTER; r++) sum += gathered[r * GATHERED + tid];
         got[tid] = sum;
     }
     __syncthreads();
@@ -231,22 +219,22 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) block(const __grid_cons
         f32 dt = 0.f;
 #pragma unroll
         for (int i = 0; i < EARLY; i++)
-            if (l + i * lanes < p.rank) dt = fmaf(got[l + i * lanes], to_f32(dt_w[i]), dt);
-        for (int r = l + EARLY * lanes; r < p.rank; r += lanes)
-            dt = fmaf(got[r], to_f32(p.dt_w[(s64)r * p.inner + channel]), dt);
-        dt = softplus(lanes_sum(dt, lanes) + bias.value(p.bias_f32));
+            if (l + i * LANES < RANK) dt = fmaf(got[l + i * LANES], to_f32(dt_w[i]), dt);
+        for (int r = l + EARLY * LANES; r < RANK; r += LANES)
+            dt = fmaf(got[r], to_f32(p.dt_w[(s64)r * INNER + channel]), dt);
+        dt = softplus(lanes_sum(dt) + bias.value(p.bias_f32));
         const f32 x = v[ch], u = dt * x;
-        const f32 *const b = got + p.rank, *const c = b + p.states;
+        const f32 *const b = got + RANK, *const c = b + STATES;
         f32 y = 0.f;
 #pragma unroll
         for (int i = 0; i < EARLY; i++) {
-            const int n = l + i * lanes;
-            if (n >= p.states) break;
+            const int n = l + i * LANES;
+            if (n >= STATES) break;
             const f32 next = fmaf(power(dt * (a[i].value(p.a_f32) * LOG2E)), h[i], u * b[n]);
             y = fmaf(next, c[n], y);
             p.h[held + n] = next;
         }
-        for (int n = l + EARLY * lanes; n < p.states; n += lanes) {
+        for (int n = l + EARLY * LANES; n < STATES; n += LANES) {
             const f32 old = p.state ? p.state[held + n] : 0.f;
             Parameter a;
             a.load(p.a, p.a_f32, cell + n);
@@ -254,33 +242,29 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) block(const __grid_cons
             y = fmaf(next, c[n], y);
             p.h[held + n] = next;
         }
-        y = lanes_sum(y, lanes);
+        y = lanes_sum(y);
         if (p.d) y = fmaf(d.value(p.d_f32), x, y);
         if (l == 0) z[ch] *= y;
     }
     __syncthreads();
 
     // This block's part of the outputs, each to the block that has it.
-    {
-        f32 sum[VEC] = {};
-        out.multiply(sum, z);
-        const int groups = THREADS / across;
+    out.multiply([&](int, int r) { return z[r]; }, part);
+    __syncthreads();
+    OutSums::collect(
+        part, [&](int, int, f32 sum) { return sum; },
+        [&](bool wanted, int, int c, f32 (&four)[4]) {
+            of_outputs.give(wanted, c / COLUMNS, outputs + rank * COLUMNS + c % COLUMNS, four);
+        });
+    of_outputs.wait();
+    cluster_leave(); // all that was sent to this block is here
+    RowSums::collect(
+        outputs, [&](int k, int, f32 sum) { return sum + to_f32(residual[k]); },
+        [&](bool wanted, int, int c, f32 (&four)[4]) {
+            Pack<T, 4> y;
 #pragma unroll
-        for (int i = 0; i < VEC; i++)
-            part[tid / across * p.width + tid % across * VEC + i] = sum[i];
-        __syncthreads();
-        for (int i = tid; i < p.width; i += THREADS) {
-            f32 total = 0.f;
-            for (int g = 0; g < groups; g++) total += part[g * p.width + i];
-            hand(&outputs[rank * columns + i % columns], i / columns, total);
-        }
-    }
-    cluster_arrive();
+            for (int i = 0; i < 4; i++) y.at[i] = from_f32<T>(four[i]);
+            if (wanted) *(Pack<T, 4>*)(p.y + result + c) = y;
+        });
     cluster_wait();
-    if (tid < columns) {
-        f32 total = 0.f;
-#pragma unroll
-        for (int r = 0; r < CLUSTER; r++) total += outputs[r * columns + tid];
-        p.y[result] = from_f32<T>(total + to_f32(residual));
-    }
 }

@@ -1,6 +1,7 @@
 //! `attention_block`: one frame of a whole layer of attention in one launch, a cluster a row of the
 //! batch.
 
+use super::block::{CLUSTERS, columns_parts};
 use super::launch::{Args, Context, Grid};
 use super::modules::Module;
 use super::norm::{Prologue, explain_prologue};
@@ -9,17 +10,15 @@ use super::walk::stray;
 use crate::call::Call;
 use crate::device::Explanation;
 use crate::error::{Error, Result};
-use crate::op::AttentionBlock;
+use crate::op::{Activation, AttentionBlock, FusedNorm, Rope};
 use crate::spec::{DType, Spec};
 
 const SOURCE: &str = "attention/block.cu";
 const THREADS: usize = 512;
-/// Neighbouring threads that end with a column, and columns that all threads end with.
-const SHARE: usize = 8;
-const COLUMNS: usize = THREADS / SHARE;
-/// Blocks of a cluster, and the multiprocessors of a card that has room for one: as for a Mamba
-/// block.
-const CLUSTER: usize = 16;
+const WARP: usize = 32;
+/// Columns of a matrix that a block has, at most.
+const COLUMNS: usize = 64;
+/// The multiprocessors of a card that has room for a cluster: as for a Mamba block.
 const WHOLE_CARD: u32 = 100;
 /// Rows up to which a launch a row of weights is worth it, and the bytes of weights, likewise.
 const ROWS: usize = 8;
@@ -45,14 +44,8 @@ struct Block {
     first: Prologue,
     second: Prologue,
     rows: i32,
-    width: i32,
-    inner: i32,
-    heads: i32,
-    size: i32,
     context: i32,
-    pairs: i32,
     interleaved: i32,
-    activation: i32,
     scale: f32,
     turn: [u64; PAIRS],
 }
@@ -88,56 +81,68 @@ impl Shape {
         16 / self.dtype.size()
     }
 
-    /// Blocks that have a head.
-    fn members(&self) -> usize {
-        CLUSTER / self.heads
+    /// Blocks that share a row, where some number of them divides the layer evenly: heads among
+    /// blocks, and columns into whole packs.
+    fn cluster(&self) -> Option<usize> {
+        let Shape { width, inner, heads, .. } = *self;
+        CLUSTERS.into_iter().find(|&blocks| {
+            let even =
+                |n: usize| n > 0 && n.is_multiple_of(blocks * self.pack()) && n <= blocks * COLUMNS;
+            heads > 0 && blocks.is_multiple_of(heads) && even(width) && even(inner)
+        })
     }
 
-    /// Keys of the ring that a block has, at the most.
-    fn keys(&self) -> usize {
-        self.context.div_ceil(self.members())
-    }
-
-    /// Bytes of shared memory of a block: as `block.cu` lays it out.
-    fn shared(&self) -> usize {
-        let pitch = |columns: usize| (columns + 3) / 8 * 8 + 4;
-        let product = |columns: usize| THREADS * self.pack() / columns * pitch(columns);
-        let (columns, inner) = (self.width / CLUSTER, self.inner / CLUSTER);
-        let attend = THREADS * self.pack() / self.size * pitch(self.size + 1);
-        let part = [product(3 * columns), product(columns), product(inner), attend];
+    /// Bytes of shared memory of each of so many blocks: as `block.cu` lays it out.
+    fn shared(&self, blocks: usize) -> usize {
+        let Shape { width, inner, heads, size, context, .. } = *self;
+        // Keys of the ring that a block has, at the most.
+        let keys = context.div_ceil(blocks / heads);
+        let product = |columns: usize, matrices: usize| {
+            columns_parts(THREADS, columns / self.pack()) * matrices * columns
+        };
+        let found = size + 4;
+        let columns = width / blocks;
+        let part = [product(columns, 3), product(inner / blocks, 1), THREADS / WARP * found];
         let part = part.into_iter().max().unwrap_or(0);
-        let found = CLUSTER * (self.size + 2).next_multiple_of(4);
-        let values = 2 * self.width + 3 * self.size + found + self.inner;
-        let ring = 2 * self.keys() * self.size * self.dtype.size();
-        4 * (values + self.keys().next_multiple_of(4) + part) + ring
+        let values = 6 * width + 3 * size + blocks * found + inner;
+        4 * (values + part) + 2 * keys * size * self.dtype.size()
     }
 
-    /// Whether the kernel's threads divide the layer evenly, and its weights are few enough.
-    fn fits(&self, props: &Props) -> bool {
+    /// The blocks that share a row, where the layer is one launch's: where it divides evenly, and
+    /// its weights are few enough.
+    fn fits(&self, props: &Props) -> Option<usize> {
         let Shape { rows, width, inner, heads, size, context, .. } = *self;
         if props.major < 9 || props.sms < WHOLE_CARD || !(1..=ROWS).contains(&rows) {
-            return false;
+            return None;
         }
-        // A block's columns are whole packs, and threads have at most one of them in the end.
-        let even =
-            |n: usize| n > 0 && n.is_multiple_of(CLUSTER * self.pack()) && n <= CLUSTER * COLUMNS;
         let weights = width.saturating_mul(4 * width + 2 * inner);
-        even(width)
-            && even(inner)
-            && heads > 0
-            && CLUSTER.is_multiple_of(heads)
-            && heads * size == width
+        let fits = heads * size == width
             && (1..=PAIRS).contains(&self.pairs)
             && size <= 2 * PAIRS
             && weights.saturating_mul(self.dtype.size()) <= WEIGHTS
-            && context <= props.shared_optin as usize
-            && self.shared() <= props.shared_optin as usize
+            && context <= props.shared_optin as usize;
+        let blocks = self.cluster().filter(|_| fits)?;
+        (self.shared(blocks) <= props.shared_optin as usize).then_some(blocks)
+    }
+
+    /// Compiled for this very size: a frame is too short for divisions by what is not known.
+    fn module(&self, blocks: usize, op: &AttentionBlock) -> Module {
+        Module::of(SOURCE, self.dtype)
+            .define("CLUSTER", blocks)
+            .define("WIDTH", self.width)
+            .define("INNER", self.inner)
+            .define("HEADS", self.heads)
+            .define("PAIRS", self.pairs)
+            .define("CENTRED", i32::from(op.norm.centred))
+            .define("SECOND_CENTRED", i32::from(op.ffn_norm.centred))
+            .define("ACTIVATION", op.activation as i32)
+            .since(9)
     }
 }
 
 /// Whether one launch does the whole layer.
 pub fn fuses(props: &Props, op: &AttentionBlock, inputs: &[Option<&Spec>]) -> bool {
-    Shape::of(op, inputs).is_ok_and(|shape| shape.fits(props))
+    Shape::of(op, inputs).is_ok_and(|shape| shape.fits(props).is_some())
 }
 
 pub fn explain(
@@ -145,35 +150,42 @@ pub fn explain(
     op: &AttentionBlock,
     inputs: &[Option<&Spec>],
 ) -> Result<Explanation> {
-    let shape = Shape::of(op, inputs)?;
-    if !shape.fits(props) {
-        return Err(Error::Internal("attention_block: fused where it does not fit".into()));
-    }
+    let (shape, blocks) = fitting(props, op, inputs)?;
     let why = format!(
-        "one frame in one launch: {CLUSTER} blocks a row of the batch, {} a head{}",
-        shape.members(),
+        "one frame in one launch: {blocks} blocks a row of the batch, {} a head{}",
+        blocks / shape.heads,
         explain_prologue(Some(op.norm))
     );
     Ok(Explanation { variant: "cluster", why, launches: 1 })
 }
 
-fn module(dtype: DType) -> Module {
-    Module::of(SOURCE, dtype).define("CLUSTER", CLUSTER)
+/// Of a layer that is fused, and the blocks that share a row.
+fn fitting(props: &Props, op: &AttentionBlock, inputs: &[Option<&Spec>]) -> Result<(Shape, usize)> {
+    let shape = Shape::of(op, inputs)?;
+    match shape.fits(props) {
+        Some(blocks) => Ok((shape, blocks)),
+        None => Err(Error::Internal("attention_block: fused where it does not fit".into())),
+    }
 }
 
-pub fn modules(_: &Props, op: &AttentionBlock, inputs: &[Option<&Spec>]) -> Result<Vec<Module>> {
-    Ok(vec![module(Shape::of(op, inputs)?.dtype)])
+pub fn modules(
+    props: &Props,
+    op: &AttentionBlock,
+    inputs: &[Option<&Spec>],
+) -> Result<Vec<Module>> {
+    let (shape, blocks) = fitting(props, op, inputs)?;
+    Ok(vec![shape.module(blocks, op)])
 }
 
 /// # Safety
 /// As for [`crate::Device::execute`].
 pub unsafe fn launch(cx: &Context, op: &AttentionBlock, call: &Call) -> Result<()> {
     let specs: Vec<_> = call.inputs.iter().map(|v| v.map(|v| v.spec)).collect();
-    let shape = Shape::of(op, &specs)?;
+    let (shape, blocks) = fitting(cx.props(), op, &specs)?;
     let [y, ring] = call.outputs else { return stray("attention_block") };
     let addr = |i: usize| call.input(i).map_or(0, |v| v.addr);
-    if !shape.fits(cx.props()) || ring.addr != addr(7) {
-        return Err(Error::Internal("attention_block: fused where it does not fit".into()));
+    if ring.addr != addr(7) {
+        return Err(Error::Internal("attention_block: a ring that moves".into()));
     }
     let mut turn = [0; PAIRS];
     for (to, of) in turn.iter_mut().zip(op.rope.turns(2 * shape.pairs)) {
@@ -194,30 +206,37 @@ pub unsafe fn launch(cx: &Context, op: &AttentionBlock, call: &Call) -> Result<(
         first: Prologue::of(call),
         second: Prologue::at(call, op.ffn_norm, 12),
         rows: shape.rows as i32,
-        width: shape.width as i32,
-        inner: shape.inner as i32,
-        heads: shape.heads as i32,
-        size: shape.size as i32,
         context: shape.context as i32,
-        pairs: shape.pairs as i32,
         interleaved: i32::from(op.rope.interleaved),
-        activation: op.activation as i32,
         scale: op.scale,
         turn,
     };
     // Its weights are asked for before x is there.
     let weights = (1..=6).chain(10..=13);
-    let grid = Grid::new(shape.rows * CLUSTER, THREADS as u32)?
-        .shared(shape.shared() as u32)
-        .clusters(CLUSTER as u32)
+    let grid = Grid::new(shape.rows * blocks, THREADS as u32)?
+        .shared(shape.shared(blocks) as u32)
+        .clusters(blocks as u32)
         .early(call.constant(weights));
-    let function = cx.function(&module(shape.dtype), "block")?;
+    let function = cx.function(&shape.module(blocks, op), "block")?;
     // SAFETY: this is the entry's parameter, and the caller vouches for the addresses.
     unsafe { cx.launch(&function, grid, Args::new().value(block)) }
 }
 
+/// Of the backbones: other sizes are compiled with the programs that have them.
 pub fn all_modules() -> Vec<Module> {
-    [DType::F32, DType::BF16, DType::F16].map(module).to_vec()
+    let norm = FusedNorm { centred: false, epsilon: 1e-5 };
+    let rope = Rope { base: 1e4, scale: 1.0, dims: None, interleaved: false };
+    let activation = Activation::Gelu;
+    let op = AttentionBlock { norm, ffn_norm: norm, activation, rope, scale: 0.125 };
+    let backbone = |dtype, heads| {
+        let (width, size, pairs) = (heads * 64, 64, 32);
+        Shape { dtype, rows: 1, width, inner: width, heads, size, context: 60, pairs }
+    };
+    [DType::F32, DType::BF16, DType::F16]
+        .into_iter()
+        .flat_map(|dtype| [3, 4].map(|heads| backbone(dtype, heads)))
+        .filter_map(|shape| Some(shape.module(shape.cluster()?, &op)))
+        .collect()
 }
 
 #[cfg(test)]
@@ -240,13 +259,13 @@ mod tests {
         };
         for dtype in [DType::F32, DType::BF16] {
             let longest = if dtype == DType::F32 { 1600 } else { 3100 };
-            assert!(backbone(dtype, 60).fits(&h200));
-            assert!(backbone(dtype, longest).fits(&h200));
-            assert!(!backbone(dtype, longest + 200).fits(&h200));
+            assert!(backbone(dtype, 60).fits(&h200).is_some());
+            assert!(backbone(dtype, longest).fits(&h200).is_some());
+            assert!(backbone(dtype, longest + 200).fits(&h200).is_none());
             // Nor one whose size overflows what it is counted in.
-            assert!(!backbone(dtype, usize::MAX).fits(&h200));
+            assert!(backbone(dtype, usize::MAX).fits(&h200).is_none());
         }
-        assert!(!backbone(DType::F32, 60).fits(&Props { sms: 66, ..h200.clone() }));
-        assert!(!backbone(DType::F32, 60).fits(&Props { major: 8, ..h200 }));
+        assert!(backbone(DType::F32, 60).fits(&Props { sms: 66, ..h200.clone() }).is_none());
+        assert!(backbone(DType::F32, 60).fits(&Props { major: 8, ..h200 }).is_none());
     }
 }

@@ -8,15 +8,16 @@ use super::walk::stray;
 use crate::call::Call;
 use crate::device::Explanation;
 use crate::error::{Error, Result};
-use crate::op::MambaBlock;
+use crate::op::{FusedNorm, MambaBlock};
 use crate::spec::{DType, Spec};
 
 const SOURCE: &str = "scan/block.cu";
 const THREADS: usize = 512;
 const WARP: usize = 32;
-/// Blocks of a cluster. It takes a whole graphics cluster of the card, which a card that is cut up
-/// may not have left: such has fewer multiprocessors.
-const CLUSTER: usize = 16;
+/// Blocks of a cluster, the most that divides the block evenly first. It takes a whole graphics
+/// cluster of the card, which a card that is cut up may not have left: such has fewer
+/// multiprocessors.
+pub(super) const CLUSTERS: [usize; 7] = [16, 15, 14, 13, 12, 11, 10];
 const WHOLE_CARD: u32 = 100;
 /// Rows up to which a launch a row of weights is worth it, and the bytes of weights: a cluster reads
 /// them by itself, and more than so many are read sooner by all of the card in more launches.
@@ -44,11 +45,6 @@ struct Block {
     frames_out: u64,
     h: u64,
     norm: Prologue,
-    width: i32,
-    inner: i32,
-    states: i32,
-    taps: i32,
-    rank: i32,
     a_f32: i32,
     bias_f32: i32,
     d_f32: i32,
@@ -86,85 +82,107 @@ impl Shape {
         self.rank + 2 * self.states
     }
 
-    /// Bytes of shared memory of a block: as `block.cu` lays it out.
-    fn shared(&self) -> usize {
-        let mine = self.inner / CLUSTER;
-        let warps = THREADS / WARP;
-        let groups = THREADS * self.pack() / self.width;
-        let part = [warps * 2 * mine, THREADS, groups * self.width, 3 * warps];
-        let part = part.into_iter().max().unwrap_or(0);
-        let got = self.wide().next_multiple_of(4);
-        4 * (self.width + 2 * mine + got + CLUSTER * self.wide() + self.width + part)
-    }
-
     /// Values of a 16-byte load.
     fn pack(&self) -> usize {
         16 / self.dtype.size()
     }
 
-    /// Whether the kernel's threads divide the block evenly, and its weights are few enough.
-    fn fits(&self, props: &Props) -> bool {
+    /// Blocks that share a row, where some number of them divides the block evenly: channels into
+    /// whole packs and among the threads, columns into fours.
+    fn cluster(&self) -> Option<usize> {
+        let Shape { width, inner, .. } = *self;
+        CLUSTERS.into_iter().find(|&blocks| {
+            let mine = inner / blocks;
+            inner.is_multiple_of(blocks)
+                && mine.is_power_of_two()
+                && (THREADS / WARP..=THREADS / 4).contains(&mine)
+                && mine.is_multiple_of(self.pack())
+                && width.is_multiple_of(4 * blocks)
+                && width.is_multiple_of(self.pack())
+                && (1..=THREADS).contains(&(width / self.pack()))
+        })
+    }
+
+    /// Bytes of shared memory of each of so many blocks: as `block.cu` lays it out.
+    fn shared(&self, blocks: usize) -> usize {
+        let mine = self.inner / blocks;
+        let product = |columns: usize, matrices: usize| {
+            columns_parts(THREADS, columns / self.pack()) * matrices * columns
+        };
+        let part = product(mine, 2).max(product(self.width, 1)).max(THREADS);
+        let gathered = self.wide().next_multiple_of(4);
+        4 * (3 * self.width + 2 * mine + (1 + blocks) * gathered + part)
+    }
+
+    /// The blocks that share a row, where it is one launch's: where it divides evenly, and its
+    /// weights are few enough.
+    fn fits(&self, props: &Props) -> Option<usize> {
         let Shape { width, inner, .. } = *self;
         if props.major < 9 || props.sms < WHOLE_CARD || !(1..=ROWS).contains(&self.batch) {
-            return false;
+            return None;
         }
-        let parts = width.is_multiple_of(CLUSTER) && inner.is_multiple_of(CLUSTER);
-        let (mine, pack) = (inner / CLUSTER, self.pack());
-        // A row's packs are a power of two: of `in` at most a warp has one, of `out` the block.
-        let of_in = 2 * mine / pack;
-        let of_out = width / pack;
-        let even = mine.is_multiple_of(pack)
-            && of_in.is_power_of_two()
-            && of_in <= WARP
-            && width.is_multiple_of(pack)
-            && of_out.is_power_of_two()
-            && of_out <= THREADS;
-        let lanes = mine.is_power_of_two() && (THREADS / WARP..=THREADS / 2).contains(&mine);
         let weights = [2 * width, self.wide(), self.rank, width].into_iter().sum::<usize>();
-        parts
-            && even
-            && lanes
-            && self.wide() <= THREADS
-            && weights.saturating_mul(inner * self.dtype.size()) <= WEIGHTS
-            && self.shared() <= props.shared_optin as usize
+        let few =
+            self.wide() <= THREADS && weights.saturating_mul(inner * self.dtype.size()) <= WEIGHTS;
+        let blocks = self.cluster().filter(|_| few)?;
+        (self.shared(blocks) <= props.shared_optin as usize).then_some(blocks)
     }
+
+    /// Compiled for this very size: a frame is too short for divisions by what is not known.
+    fn module(&self, blocks: usize, norm: FusedNorm) -> Module {
+        Module::of(SOURCE, self.dtype)
+            .define("CLUSTER", blocks)
+            .define("WIDTH", self.width)
+            .define("INNER", self.inner)
+            .define("STATES", self.states)
+            .define("TAPS", self.taps)
+            .define("RANK", self.rank)
+            .define("CENTRED", i32::from(norm.centred))
+            .since(9)
+    }
+}
+
+/// Sums of a column that so many threads leave of a product whose rows are so many packs: a warp's
+/// lanes add theirs up where packs divide it (`dense/columns.cuh`).
+pub(super) fn columns_parts(threads: usize, packs: usize) -> usize {
+    if WARP.is_multiple_of(packs) { threads / WARP } else { threads / packs }
 }
 
 /// Whether one launch does the whole block.
 pub fn fuses(props: &Props, _: &MambaBlock, inputs: &[Option<&Spec>]) -> bool {
-    Shape::of(inputs).is_ok_and(|shape| shape.fits(props))
+    Shape::of(inputs).is_ok_and(|shape| shape.fits(props).is_some())
+}
+
+/// Of a block that is fused, and the blocks that share a row.
+fn fitting(props: &Props, inputs: &[Option<&Spec>]) -> Result<(Shape, usize)> {
+    let shape = Shape::of(inputs)?;
+    match shape.fits(props) {
+        Some(blocks) => Ok((shape, blocks)),
+        None => Err(Error::Internal("mamba_block: fused where it does not fit".into())),
+    }
 }
 
 pub fn explain(props: &Props, op: &MambaBlock, inputs: &[Option<&Spec>]) -> Result<Explanation> {
-    let shape = Shape::of(inputs)?;
-    if !shape.fits(props) {
-        return Err(Error::Internal("mamba_block: fused where it does not fit".into()));
-    }
+    let (shape, blocks) = fitting(props, inputs)?;
     let why = format!(
-        "one frame in one launch: {CLUSTER} blocks a row of the batch share {} channels{}",
+        "one frame in one launch: {blocks} blocks a row of the batch share {} channels{}",
         shape.inner,
         explain_prologue(Some(op.norm))
     );
     Ok(Explanation { variant: "cluster", why, launches: 1 })
 }
 
-fn module(dtype: DType) -> Module {
-    Module::of(SOURCE, dtype).define("CLUSTER", CLUSTER)
-}
-
-pub fn modules(_: &Props, _: &MambaBlock, inputs: &[Option<&Spec>]) -> Result<Vec<Module>> {
-    Ok(vec![module(Shape::of(inputs)?.dtype)])
+pub fn modules(props: &Props, op: &MambaBlock, inputs: &[Option<&Spec>]) -> Result<Vec<Module>> {
+    let (shape, blocks) = fitting(props, inputs)?;
+    Ok(vec![shape.module(blocks, op.norm)])
 }
 
 /// # Safety
 /// As for [`crate::Device::execute`].
-pub unsafe fn launch(cx: &Context, _: &MambaBlock, call: &Call) -> Result<()> {
+pub unsafe fn launch(cx: &Context, op: &MambaBlock, call: &Call) -> Result<()> {
     let specs: Vec<_> = call.inputs.iter().map(|v| v.map(|v| v.spec)).collect();
-    let shape = Shape::of(&specs)?;
+    let (shape, blocks) = fitting(cx.props(), &specs)?;
     let [y, frames_out, h] = call.outputs else { return stray("mamba_block") };
-    if !shape.fits(cx.props()) {
-        return Err(Error::Internal("mamba_block: fused where it does not fit".into()));
-    }
     let addr = |i: usize| call.input(i).map_or(0, |v| v.addr);
     let is_f32 = |i: usize| i32::from(call.input(i).is_some_and(|v| v.spec.dtype == DType::F32));
     let block = Block {
@@ -185,26 +203,37 @@ pub unsafe fn launch(cx: &Context, _: &MambaBlock, call: &Call) -> Result<()> {
         frames_out: frames_out.addr,
         h: h.addr,
         norm: Prologue::of(call),
-        width: shape.width as i32,
-        inner: shape.inner as i32,
-        states: shape.states as i32,
-        taps: shape.taps as i32,
-        rank: shape.rank as i32,
         a_f32: is_f32(7),
         bias_f32: is_f32(6),
         d_f32: is_f32(8),
     };
     // Its weights are asked for before x is there.
     let weights = (1..=9).chain([13, 14]);
-    let grid = Grid::new(shape.batch * CLUSTER, THREADS as u32)?
-        .shared(shape.shared() as u32)
-        .clusters(CLUSTER as u32)
+    let grid = Grid::new(shape.batch * blocks, THREADS as u32)?
+        .shared(shape.shared(blocks) as u32)
+        .clusters(blocks as u32)
         .early(call.constant(weights));
-    let function = cx.function(&module(shape.dtype), "block")?;
+    let function = cx.function(&shape.module(blocks, op.norm), "block")?;
     // SAFETY: this is the entry's parameter, and the caller vouches for the addresses.
     unsafe { cx.launch(&function, grid, Args::new().value(block)) }
 }
 
+/// Of the backbones: other sizes are compiled with the programs that have them.
 pub fn all_modules() -> Vec<Module> {
-    [DType::F32, DType::BF16, DType::F16].map(module).to_vec()
+    let backbone = |dtype, width: usize| Shape {
+        dtype,
+        batch: 1,
+        width,
+        inner: 2 * width,
+        states: 16,
+        taps: 4,
+        rank: width / 16,
+    };
+    [DType::F32, DType::BF16, DType::F16]
+        .into_iter()
+        .flat_map(|dtype| [192, 256].map(|width| backbone(dtype, width)))
+        .filter_map(|shape| {
+            Some(shape.module(shape.cluster()?, FusedNorm { centred: false, epsilon: 1e-5 }))
+        })
+        .collect()
 }
