@@ -42,6 +42,7 @@ constexpr int GROUPS = THREADS / SHARE;
 constexpr int AT_ONCE = WARP / SHARE; // keys of a warp
 constexpr int SPLIT = 4; // threads that have four columns' sums
 constexpr int MOST_PAIRS = 128;
+constexpr int STILL = SIZE - 2 * PAIRS; // features of a head that do not turn
 #define NOTHING __int_as_float(0xff800000) // −∞
 
 struct Block {
@@ -63,17 +64,44 @@ struct Block {
     u64 turn[MOST_PAIRS]; // as in rope/rope.cu
 };
 
-// −∞ of no keys gives weights of 0, and not of NaN.
-__device__ __forceinline__ f32 finite(f32 top) { return top == NOTHING ? 0.f : top; }
+#include "attention/near.cuh"
+
+typedef Columns<WIDTH, COLUMNS, 3, 2> Qkv;
+typedef Sums<3 * COLUMNS, Qkv::PARTS, 3 * COLUMNS, MEMBERS, SPLIT> QkvSums;
+
+// A block's keys or values of the ring, to shared memory: a thread has a pack of every so many of them.
+struct Copy {
+    static constexpr u32 AT_ONCE = THREADS / PACKS;
+    u32 from, to, key;
+
+    __device__ __forceinline__ Copy(u32 first_key, const T* to)
+        : to(shared_address(to + threadIdx.x * VEC)) {
+        key = threadIdx.x < AT_ONCE * PACKS ? threadIdx.x / PACKS : ~0u;
+        from = (first_key + key * MEMBERS) * WIDTH + threadIdx.x % PACKS * VEC;
+        ready(from);
+        ready(this->to);
+        ready(key);
+    }
+    // `ring` is where the head's first key lies, or its value.
+    __device__ __forceinline__ void start(const T* ring, u32 keys) {
+#pragma unroll 1
+        for (; key < keys; key += AT_ONCE) {
+            copy_async(to, ring + from, true);
+            from += AT_ONCE * MEMBERS * WIDTH;
+            to += AT_ONCE * PACKS * VEC * sizeof(T);
+        }
+    }
+};
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) block(const __grid_constant__ Block p) {
     extern __shared__ __align__(16) f32 shared[];
     __shared__ __align__(8) u64 barriers[4];
-    const int tid = threadIdx.x;
-    const int rank = blockIdx.x % CLUSTER;
+    const u32 tid = threadIdx.x, rank = blockIdx.x % CLUSTER;
     const s64 batch = blockIdx.x / CLUSTER;
-    const int head = rank / MEMBERS, member = rank % MEMBERS;
-    const int keys = (p.context + MEMBERS - 1) / MEMBERS; // of this block: every MEMBERS-th
+    const u32 head = rank / MEMBERS, member = rank % MEMBERS;
+    // Keys of this block, every MEMBERS-th: at most, and how many there are.
+    const u32 keys = (p.context + MEMBERS - 1) / MEMBERS;
+    const u32 own_keys = (p.context - member + MEMBERS - 1) / MEMBERS;
     const Meeting of_head(&barriers[0]), of_heads(&barriers[1]), of_row(&barriers[2]),
         of_inner(&barriers[3]);
     if (tid == 0) {
@@ -89,27 +117,26 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) block(const __grid_cons
     f32* const beta = gamma + 2 * WIDTH;    // [2][WIDTH]
     f32* const row = beta + 2 * WIDTH;      // [WIDTH], z
     f32* const got = row + WIDTH;           // [3][SIZE], the head's q, k and v
-    f32* const found = got + 3 * SIZE;      // [CLUSTER][FOUND]
-    f32* const seen = found + CLUSTER * FOUND; // [WIDTH], what the heads attend to
+    f32* const seen = got + 3 * SIZE;       // [WIDTH], what the heads attend to
     f32* const hidden = seen + WIDTH;       // [INNER]
-    T* const near_keys = (T*)(hidden + INNER); // [keys][SIZE]
+    f32* const found = hidden + INNER;      // [CLUSTER][FOUND]
+    T* const near_keys = (T*)(found + CLUSTER * FOUND); // [keys][SIZE]
     T* const near_values = near_keys + keys * SIZE;
     f32* const part = (f32*)(near_values + keys * SIZE); // sums of groups of threads
 
     // What the frame has no part in.
-    const int column0 = rank * COLUMNS;
-    const Columns<WIDTH, COLUMNS, 3, 2> qkv(p.qkv, 3 * WIDTH, column0, WIDTH);
+    const u32 column0 = rank * COLUMNS;
+    const Qkv qkv(p.qkv, 3 * WIDTH, column0, WIDTH);
     const Columns<WIDTH, COLUMNS, 1, 2> out(p.out, WIDTH, column0);
     const Columns<WIDTH, INNERS, 1, 2> up(p.up, INNER, rank * INNERS);
     const Columns<INNER, COLUMNS, 1, 2> down(p.down, WIDTH, column0);
-    for (int i = tid; i < WIDTH; i += THREADS) {
+    for (u32 i = tid; i < WIDTH; i += THREADS) {
         gamma[i] = to_f32(p.first.gamma[i]);
         gamma[WIDTH + i] = to_f32(p.second.gamma[i]);
         if (CENTRED) beta[i] = p.first.beta ? to_f32(p.first.beta[i]) : 0.f;
         if (SECOND_CENTRED) beta[WIDTH + i] = p.second.beta ? to_f32(p.second.beta[i]) : 0.f;
     }
     // Of the columns that a thread ends with.
-    typedef Sums<3 * COLUMNS, decltype(qkv)::PARTS, 3 * COLUMNS, MEMBERS, SPLIT> QkvSums;
     typedef Sums<COLUMNS, decltype(out)::PARTS, COLUMNS, CLUSTER, SPLIT> OutSums;
     typedef Sums<INNERS, decltype(up)::PARTS, INNERS, CLUSTER, SPLIT> UpSums;
     typedef Sums<COLUMNS, decltype(down)::PARTS, COLUMNS, 1, SPLIT> DownSums;
@@ -119,32 +146,35 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) block(const __grid_cons
         if (p.up_b) up_b[i] = to_f32(p.up_b[rank * INNERS + UpSums::column() + i]);
         if (p.down_b) down_b[i] = to_f32(p.down_b[column0 + DownSums::column() + i]);
     }
-    const int which = tid / PAIRS, pair = tid % PAIRS; // of q, k and v
+    // Turned are q, k and v by the last threads: the first have the norm's scale to find.
+    constexpr u32 TURNERS = THREADS - 3 * PAIRS;
+    const u32 which = tid < TURNERS ? 3 : (tid - TURNERS) / PAIRS, pair = (tid - TURNERS) % PAIRS;
     const u64 turn = which < 3 ? p.turn[pair] : 0;
-    const int first_of = p.interleaved ? 2 * pair : pair;
-    const int second_of = p.interleaved ? first_of + 1 : first_of + PAIRS;
+    const u32 first_of = p.interleaved ? 2 * pair : pair;
+    const u32 second_of = p.interleaved ? first_of + 1 : first_of + PAIRS;
+    // Where what there is to read lies.
+    const T* const x = p.x + batch * WIDTH;
+    u32 x_early = qkv.row, x_first = Row<T, WIDTH>::first(), x_own = column0 + OutSums::column();
+    const s64 values = (s64)p.rows * p.context * WIDTH; // from a key to its value
+    T* const held = p.ring + batch * p.context * WIDTH + head * SIZE;
+    Copy copy_keys(member, near_keys), copy_values(member, near_values);
+    ready(x_early);
+    ready(x_first);
+    ready(x_own);
+    cluster_wait(); // all have begun
     __syncthreads();
 
     await_previous();
-    // All that there is to read is asked for, x first, before any of it is waited for.
-    const T* const x = p.x + batch * WIDTH;
+    // All is asked for before any of it is waited for.
     f32 early[decltype(qkv)::AHEAD];
-    qkv.early(x, early);
-    const Row<T, WIDTH> x_row(x);
+    qkv.early(x + x_early, early);
+    const Row<T, WIDTH> x_row(x + x_first);
     const s32 number = *p.number;
     const s32 at_place = which < 3 ? p.places[which] : 0;
 #pragma unroll
-    for (int i = 0; i < OutSums::KEPT; i++) own[i] = to_f32(x[column0 + OutSums::column() + i]);
-    const s64 values = (s64)p.rows * p.context * WIDTH; // from a key to its value
-    T* const held = p.ring + batch * p.context * WIDTH + head * SIZE;
-#pragma unroll 1
-    for (int i = tid; i < keys * PACKS; i += THREADS) {
-        const int key = i / PACKS, at = i % PACKS * VEC, j = member + key * MEMBERS;
-        const bool there = j < p.context;
-        const T* const from = held + (there ? (s64)j * WIDTH + at : 0);
-        copy_async(near_keys + key * SIZE + at, from, there);
-        copy_async(near_values + key * SIZE + at, from + values, there);
-    }
+    for (int i = 0; i < OutSums::KEPT; i++) own[i] = to_f32(x[x_own + i]);
+    copy_keys.start(held, own_keys);
+    copy_values.start(held + values, own_keys);
     copy_async_commit();
 
     Scaling s = {0.f, 1.f};
@@ -155,17 +185,20 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) block(const __grid_cons
             return CENTRED ? fmaf((v - s.mean) * s.scale, gamma[r], beta[r]) : v * gamma[r];
         },
         part);
-    if (!CENTRED) s = scaling<false>(p.first.epsilon, x_row);
+    if (!CENTRED && QkvSums::takes_part()) s = scaling<false>(p.first.epsilon, x_row);
     f32 sin = 0.f, cos = 1.f;
     if (which < 3) {
         const s64 turned = (s64)((u64)(s64)at_place * turn); // of half turns · 2⁶³
         sincospif((f32)turned * 1.0842021724855044e-19f, &sin, &cos);
     }
-    int place = number % p.context;
-    if (place < 0) place += p.context;
+    const int rest = number % p.context;
+    const u32 place = rest < 0 ? rest + p.context : rest; // of the frame in the ring
+    // Of the keys up to this frame's own, this block's.
+    const int visible = number < 0 ? 0 : min(number, p.context - 1) + 1;
+    u32 count = (visible + MEMBERS - 1 - member) / MEMBERS;
+    ready(count);
     copy_async_wait<0>();
     __syncthreads();
-    cluster_wait(); // all have begun
     // The scale of an RMS norm is the row's, and so the sums'.
     QkvSums::collect(
         part, [&](int, int, f32 sum) { return CENTRED ? sum : sum * s.scale; },
@@ -177,10 +210,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) block(const __grid_cons
 
     // The new key takes its place in the ring, and among the keys of the block that has that place.
     const bool mine = place % MEMBERS == member;
-    auto keep = [&](int of, int i, f32 value) { // of: 1 for the key, 2 for the value
+    auto keep = [&](u32 of, u32 i, f32 value) { // of: 1 for the key, 2 for the value
         const T stored = from_f32<T>(value);
         (of == 1 ? near_keys : near_values)[place / MEMBERS * SIZE + i] = stored;
-        held[(of - 1) * values + (s64)place * WIDTH + i] = stored;
+        held[(of - 1) * values + (u64)place * WIDTH + i] = stored;
     };
     if (which < 3) {
         f32* const from = got + which * SIZE;
@@ -194,121 +227,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) block(const __grid_cons
             keep(which, second_of, turned_b);
         }
     }
-    constexpr int STILL = SIZE - 2 * PAIRS; // features of a head that do not turn
     if (STILL > 0 && mine)
 #pragma unroll 1
-        for (int i = tid; i < 2 * STILL; i += THREADS) {
-            const int of = 1 + i / (STILL > 0 ? STILL : 1), at = 2 * PAIRS + i % (STILL > 0 ? STILL : 1);
+        for (u32 i = tid; i < 2 * STILL; i += THREADS) {
+            const u32 of = 1 + i / (STILL > 0 ? STILL : 1), at = 2 * PAIRS + i % (STILL > 0 ? STILL : 1);
             keep(of, at, got[of * SIZE + at]);
         }
     __syncthreads();
 
-    // Of the keys up to this frame's own, this block's. A warp takes AT_ONCE of them at a time, under the
-    // top score that it has seen.
-    const int visible = number < 0 ? 0 : min(number, p.context - 1) + 1;
-    const int count = (visible + MEMBERS - 1 - member) / MEMBERS;
-    const int warp = tid / WARP, lane = tid % SHARE;
-    const int active = min((count + AT_ONCE - 1) / AT_ONCE, WARPS); // warps that have keys
-    if (warp < active) {
-        f32 sum[EACH * VEC] = {}, weight = 0.f, top = NOTHING;
-#pragma unroll 1
-        for (int base = warp * AT_ONCE; base < count; base += GROUPS) {
-            const int key = base + tid % WARP / SHARE;
-            const bool there = key < count;
-            Wide<T, VEC> k[EACH], value[EACH];
-#pragma unroll
-            for (int n = 0; n < EACH; n++) {
-                const int i = there ? key * SIZE + (lane + n * SHARE) * VEC : lane * VEC;
-                k[n].load(near_keys + i);
-                value[n].load(near_values + i);
-            }
-            f32 score = 0.f;
-#pragma unroll
-            for (int n = 0; n < EACH; n++)
-#pragma unroll
-                for (int v = 0; v < VEC; v++)
-                    score = fmaf(got[(lane + n * SHARE) * VEC + v], k[n].at(v), score);
-#pragma unroll
-            for (int m = 1; m < SHARE; m *= 2) score += __shfl_xor_sync(~0u, score, m);
-            score = there ? score * p.scale : NOTHING;
-            f32 highest = fmaxf(top, score);
-#pragma unroll
-            for (int m = SHARE; m < WARP; m *= 2)
-                highest = fmaxf(highest, __shfl_xor_sync(~0u, highest, m));
-            const f32 before = expf(top - finite(highest)), e = expf(score - finite(highest));
-            top = highest;
-            weight = fmaf(weight, before, e);
-#pragma unroll
-            for (int n = 0; n < EACH; n++)
-#pragma unroll
-                for (int v = 0; v < VEC; v++)
-                    sum[n * VEC + v] =
-                        fmaf(sum[n * VEC + v], before, there ? e * value[n].at(v) : 0.f);
-        }
-#pragma unroll
-        for (int m = SHARE; m < WARP; m *= 2) weight += __shfl_xor_sync(~0u, weight, m);
-        const int first = fold<AT_ONCE, SHARE>(sum);
-        f32* const to = part + warp * FOUND;
-#pragma unroll
-        for (int k = 0; k < kept<EACH * VEC, AT_ONCE>(); k++) {
-            const int i = first + k;
-            to[(i / VEC * SHARE + lane) * VEC + i % VEC] = sum[k];
-        }
-        if (tid % WARP == 0) {
-            to[SIZE] = weight;
-            to[SIZE + 1] = top;
-        }
-    }
-    __syncthreads();
-    {
-        // Four warps' at a time, so that nothing waits for each by itself.
-        constexpr int FEW = 4, QUADS = FOUND / 4;
-        f32 top = NOTHING;
-#pragma unroll 1
-        for (int w0 = 0; w0 < active; w0 += FEW)
-#pragma unroll
-            for (int w = 0; w < FEW; w++)
-                if (w0 + w < active) top = fmaxf(top, part[(w0 + w) * FOUND + SIZE + 1]);
-#pragma unroll 1
-        for (int i = tid; i < QUADS * CLUSTER; i += THREADS) {
-            const int quad = i % QUADS;
-            f32 sum[4] = {};
-#pragma unroll 1
-            for (int w0 = 0; w0 < active; w0 += FEW)
-#pragma unroll
-                for (int w = 0; w < FEW; w++) {
-                    const bool there = w0 + w < active;
-                    const f32* const from = part + (there ? w0 + w : 0) * FOUND;
-                    const float4 v = *(const float4*)(from + quad * 4);
-                    const f32 e = there ? expf(from[SIZE + 1] - finite(top)) : 0.f;
-                    sum[0] = there ? fmaf(v.x, e, sum[0]) : sum[0];
-                    sum[1] = there ? fmaf(v.y, e, sum[1]) : sum[1];
-                    sum[2] = there ? fmaf(v.z, e, sum[2]) : sum[2];
-                    sum[3] = there ? fmaf(v.w, e, sum[3]) : sum[3];
-                }
-            if (quad == QUADS - 1) {
-                sum[1] = top;
-                sum[2] = sum[3] = 0.f;
-            }
-            of_heads.give(true, i / QUADS, found + rank * FOUND + quad * 4, sum);
-        }
-    }
-    of_heads.wait();
-#pragma unroll
-    for (int i = tid; i < WIDTH; i += THREADS) {
-        const f32* const from = found + i / SIZE * MEMBERS * FOUND;
-        f32 top = NOTHING, sum = 0.f, weight = 0.f;
-#pragma unroll
-        for (int m = 0; m < MEMBERS; m++) top = fmaxf(top, from[m * FOUND + SIZE + 1]);
-#pragma unroll
-        for (int m = 0; m < MEMBERS; m++) {
-            const f32* const its = from + m * FOUND;
-            const f32 e = expf(its[SIZE + 1] - finite(top));
-            sum = fmaf(its[i % SIZE], e, sum);
-            weight = fmaf(its[SIZE], e, weight);
-        }
-        seen[i] = weight == 0.f ? 0.f : sum / weight;
-    }
+    attend(got, near_keys, near_values, part, count, p.scale, found + rank * FOUND, of_heads);
+    put_together(found, seen);
     __syncthreads();
 
     out.multiply([&](int, int r) { return seen[r]; }, part);
@@ -321,7 +249,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) block(const __grid_cons
     of_row.wait();
 
     const f32 *const second_gamma = gamma + WIDTH, *const second_beta = beta + WIDTH;
-    const Row<f32, WIDTH> z_row(row);
+    const Row<f32, WIDTH> z_row(row + Row<f32, WIDTH>::first());
     if (SECOND_CENTRED) s = scaling<true>(p.second.epsilon, z_row);
     up.multiply(
         [&](int, int r) {
@@ -329,7 +257,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) block(const __grid_cons
             return SECOND_CENTRED ? fmaf((row[r] - s.mean) * s.scale, g, second_beta[r]) : row[r] * g;
         },
         part);
-    if (!SECOND_CENTRED) s = scaling<false>(p.second.epsilon, z_row);
+    if (!SECOND_CENTRED && UpSums::takes_part()) s = scaling<false>(p.second.epsilon, z_row);
     __syncthreads();
     UpSums::collect(
         part,

@@ -68,11 +68,11 @@ template <int ROWS, int COUNT, int RUNS, int DEPTH> struct Columns {
                 else ahead[i][j].zero();
             }
     }
-    // Of a vector that lies in memory, what is multiplied first.
-    template <class S> __device__ __forceinline__ void early(const S* x, f32 (&early)[AHEAD]) const {
+    // Of a vector that lies in memory, what is multiplied first; `at` is where its value at `row` lies.
+    template <class S> __device__ __forceinline__ void early(const S* at, f32 (&early)[AHEAD]) const {
 #pragma unroll
         for (int i = 0; i < AHEAD; i++)
-            early[i] = row + i * AT_ONCE < ROWS ? to_f32(x[row + i * AT_ONCE]) : 0.f;
+            early[i] = row + i * AT_ONCE < ROWS ? to_f32(at[i * AT_ONCE]) : 0.f;
     }
     // Leaves the sums of x(i, r) · w[r] in PARTS rows of `part`; i counts the rows that were asked for early,
     // and is −1 behind them.
@@ -121,21 +121,24 @@ template <int COUNT, int PARTS, int PITCH, int TO, int SPLIT> struct Sums {
     static constexpr int QUADS = COUNT / 4;
     static constexpr int KEPT = kept<4, SPLIT>();
     static constexpr int ALIKE = SPLIT * KEPT / 4; // threads that have the same column
+    // Threads that collect, the first ones.
     static constexpr int USED = QUADS * ((TO + SPLIT - 1) / SPLIT) * SPLIT;
 
+    // Whether a thread collects, or another of its warp.
+    static __device__ __forceinline__ bool takes_part() { return threadIdx.x / WARP * WARP < USED; }
     // The first of the columns that this thread ends with.
     static __device__ __forceinline__ int column() {
         return threadIdx.x / SPLIT % QUADS * 4 + threadIdx.x % SPLIT / ALIKE * KEPT;
     }
     template <class E, class G>
     static __device__ __forceinline__ void collect(const f32* part, E each, G give) {
-        const int lane = threadIdx.x % SPLIT;
+        const u32 lane = threadIdx.x % SPLIT;
 #pragma unroll
         for (int base = 0; base < USED; base += THREADS) {
-            const int item = base + (int)threadIdx.x;
+            const u32 item = base + threadIdx.x;
             // By whole warps, which is what shuffles ask for.
             if (item / WARP * WARP >= USED) break;
-            const int quad = item / SPLIT % QUADS, to = item / SPLIT / QUADS * SPLIT + lane;
+            const u32 quad = item / SPLIT % QUADS, to = item / SPLIT / QUADS * SPLIT + lane;
             f32 sum[4] = {};
 #pragma unroll
             for (int r = 0; r < PARTS; r += SPLIT) {
@@ -154,7 +157,7 @@ template <int COUNT, int PARTS, int PITCH, int TO, int SPLIT> struct Sums {
 #pragma unroll
             for (int i = 0; i < 4; i++)
                 four[i] = __shfl_sync(~0u, sum[i % KEPT], i / KEPT * ALIKE, SPLIT);
-            give(item < USED && to < TO, min(to, TO - 1), quad * 4, four);
+            give(item < USED && to < TO, min(to, TO - 1u), quad * 4, four);
         }
     }
 };

@@ -13,10 +13,13 @@ template <class S, int LENGTH> struct Row {
     static constexpr int CHUNKS = (LENGTH + WARP * PACK - 1) / (WARP * PACK);
     Wide<S, PACK> pack[CHUNKS];
 
-    __device__ __forceinline__ explicit Row(const S* x) {
+    // Where in the row a thread's first values lie.
+    static __device__ __forceinline__ u32 first() { return at(0); }
+
+    __device__ __forceinline__ explicit Row(const S* first) {
 #pragma unroll
         for (int i = 0; i < CHUNKS; i++) {
-            if (at(i) < LENGTH) pack[i].load(x + at(i));
+            if (at(i) < LENGTH) pack[i].load(first + i * WARP * PACK);
             else pack[i].zero();
         }
     }
@@ -30,7 +33,7 @@ template <class S, int LENGTH> struct Row {
 
   private:
     static __device__ __forceinline__ int at(int i) {
-        return (i * WARP + (int)threadIdx.x % WARP) * PACK;
+        return (int)(i * WARP + threadIdx.x % WARP) * PACK;
     }
 };
 

@@ -66,10 +66,9 @@ __device__ __forceinline__ f32 lanes_sum(f32 x) {
 extern "C" __global__ void __launch_bounds__(THREADS, 1) block(const __grid_constant__ Block p) {
     extern __shared__ __align__(16) f32 shared[];
     __shared__ __align__(8) u64 barriers[2];
-    const int tid = threadIdx.x;
-    const int rank = blockIdx.x % CLUSTER;
+    const u32 tid = threadIdx.x, rank = blockIdx.x % CLUSTER;
     const s64 batch = blockIdx.x / CLUSTER;
-    const int channel0 = rank * MINE, column0 = rank * COLUMNS;
+    const u32 channel0 = rank * MINE, column0 = rank * COLUMNS;
     const Meeting of_all(&barriers[0]), of_outputs(&barriers[1]);
     if (tid == 0) {
         of_all.begin(CLUSTER * GATHERED * 4);
@@ -95,25 +94,25 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) block(const __grid_cons
     typedef Sums<WIDTH, decltype(out)::PARTS, WIDTH, 1, SPLIT> OutSums;
     typedef Sums<COLUMNS, CLUSTER, COLUMNS, 1, SPLIT> RowSums;
 
-    const int ch = tid / LANES, l = tid % LANES, channel = channel0 + ch;
+    const u32 ch = tid / LANES, l = tid % LANES, channel = channel0 + ch;
     const s64 cell = (s64)channel * STATES, held = batch * INNER * STATES + cell;
     constexpr int EARLY = 2;
     T dt_w[EARLY];
     Parameter a[EARLY], bias, d;
 #pragma unroll
     for (int i = 0; i < EARLY; i++) {
-        const int n = l + i * LANES;
+        const u32 n = l + i * LANES;
         dt_w[i] = n < RANK ? p.dt_w[(s64)n * INNER + channel] : T{};
         if (n < STATES) a[i].load(p.a, p.a_f32, cell + n);
     }
     if (p.bias) bias.load(p.bias, p.bias_f32, channel);
     if (p.d) d.load(p.d, p.d_f32, channel);
 
-    const int group = tid / ACROSS, at = tid % ACROSS;
+    const u32 group = tid / ACROSS, at = tid % ACROSS;
     T x_w[4];
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        const int r = group + i * DOWN;
+        const u32 r = group + i * DOWN;
         x_w[i] = r < MINE && at < DT_B_C ? p.x_w[(s64)(channel0 + r) * DT_B_C + at] : T{};
     }
     // A thread that ends with a channel of v has its taps and frames.
@@ -128,32 +127,39 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) block(const __grid_cons
         for (int k = 0; k < FEW; k++) taps[k] = p.conv_w[(s64)k * INNER + own];
         if (p.conv_b) conv_b = p.conv_b[own];
     }
-    for (int i = tid; i < WIDTH; i += THREADS) {
+    for (u32 i = tid; i < WIDTH; i += THREADS) {
         gamma[i] = to_f32(p.norm.gamma[i]);
         if (CENTRED) beta[i] = p.norm.beta ? to_f32(p.norm.beta[i]) : 0.f;
     }
+    // Where what there is to read lies.
+    const T* const x = p.x + batch * WIDTH;
+    u32 x_early = in.row, x_first = Row<T, WIDTH>::first();
+    u32 state = held + l, old_frames = kept_frames, result = batch * WIDTH + column0 + RowSums::column();
+    ready(x_early);
+    ready(x_first);
+    ready(state);
+    ready(old_frames);
+    ready(result);
+    cluster_wait(); // all have begun
     __syncthreads();
 
     await_previous();
-    // All that there is to read is asked for, x first, before any of it is waited for.
-    const T* const x = p.x + batch * WIDTH;
+    // All is asked for, x first, before any of it is waited for.
     f32 early[decltype(in)::AHEAD];
-    in.early(x, early);
-    const Row<T, WIDTH> x_row(x);
+    in.early(x + x_early, early);
+    const Row<T, WIDTH> x_row(x + x_first);
     f32 h[EARLY] = {};
 #pragma unroll
     for (int i = 0; i < EARLY; i++)
-        if (p.state && l + i * LANES < STATES) h[i] = p.state[held + l + i * LANES];
-    if (convolves && p.frames)
+        if (p.state && l + i * LANES < STATES) h[i] = p.state[state + i * LANES];
+    if (p.frames && convolves)
 #pragma unroll
         for (int k = 0; k < FEW; k++)
-            if (k < TAPS - 1) frames[k] = p.frames[kept_frames + (s64)k * INNER];
-    const s64 result = batch * WIDTH + column0;
+            if (k < TAPS - 1) frames[k] = p.frames[old_frames + k * INNER];
     T residual[RowSums::KEPT] = {};
     if (p.residual)
 #pragma unroll
-        for (int k = 0; k < RowSums::KEPT; k++)
-            residual[k] = p.residual[result + RowSums::column() + k];
+        for (int k = 0; k < RowSums::KEPT; k++) residual[k] = p.residual[result + k];
 
     Scaling s = {0.f, 1.f};
     if (CENTRED) s = scaling<true>(p.norm.epsilon, x_row);
@@ -164,7 +170,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) block(const __grid_cons
         },
         part);
     // The scale of an RMS norm is the row's, and so the sums'.
-    if (!CENTRED) s = scaling<false>(p.norm.epsilon, x_row);
+    if (!CENTRED && InSums::takes_part()) s = scaling<false>(p.norm.epsilon, x_row);
     __syncthreads();
     InSums::collect(
         part,
@@ -195,12 +201,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) block(const __grid_cons
 #pragma unroll
         for (int i = 0; i < 4; i++)
             if (group + i * DOWN < MINE) sum = fmaf(to_f32(x_w[i]), v[group + i * DOWN], sum);
-        for (int r = group + 4 * DOWN; r < MINE; r += DOWN)
+        for (u32 r = group + 4 * DOWN; r < MINE; r += DOWN)
             if (at < DT_B_C) sum = fmaf(to_f32(p.x_w[(s64)(channel0 + r) * DT_B_C + at]), v[r], sum);
         part[tid] = sum;
     }
     __syncthreads();
-    cluster_wait(); // all have begun
     XSums::collect(
         part, [&](int, int, f32 sum) { return sum; },
         [&](bool wanted, int to, int c, f32 (&four)[4]) {
@@ -220,7 +225,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) block(const __grid_cons
 #pragma unroll
         for (int i = 0; i < EARLY; i++)
             if (l + i * LANES < RANK) dt = fmaf(got[l + i * LANES], to_f32(dt_w[i]), dt);
-        for (int r = l + EARLY * LANES; r < RANK; r += LANES)
+        for (u32 r = l + EARLY * LANES; r < RANK; r += LANES)
             dt = fmaf(got[r], to_f32(p.dt_w[(s64)r * INNER + channel]), dt);
         dt = softplus(lanes_sum(dt) + bias.value(p.bias_f32));
         const f32 x = v[ch], u = dt * x;
@@ -228,13 +233,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) block(const __grid_cons
         f32 y = 0.f;
 #pragma unroll
         for (int i = 0; i < EARLY; i++) {
-            const int n = l + i * LANES;
+            const u32 n = l + i * LANES;
             if (n >= STATES) break;
             const f32 next = fmaf(power(dt * (a[i].value(p.a_f32) * LOG2E)), h[i], u * b[n]);
             y = fmaf(next, c[n], y);
             p.h[held + n] = next;
         }
-        for (int n = l + EARLY * LANES; n < STATES; n += LANES) {
+        for (u32 n = l + EARLY * LANES; n < STATES; n += LANES) {
             const f32 old = p.state ? p.state[held + n] : 0.f;
             Parameter a;
             a.load(p.a, p.a_f32, cell + n);
@@ -264,7 +269,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) block(const __grid_cons
             Pack<T, 4> y;
 #pragma unroll
             for (int i = 0; i < 4; i++) y.at[i] = from_f32<T>(four[i]);
-            if (wanted) *(Pack<T, 4>*)(p.y + result + c) = y;
+            if (wanted) *(Pack<T, 4>*)(p.y + batch * WIDTH + column0 + c) = y;
         });
     cluster_wait();
 }

@@ -10,6 +10,7 @@ macro_rules! sources {
 pub static SOURCES: &[(&str, &str)] = sources![
     "attention/attention.cu",
     "attention/block.cu",
+    "attention/near.cuh",
     "attention/online.cuh",
     "attention/tile.cuh",
     "common/early.cuh",

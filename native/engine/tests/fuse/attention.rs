@@ -185,6 +185,9 @@ fn layers_of_many_sizes_are_one_launch() {
         sizes(2, 192, 128, 7, true),
         sizes(4, 32, 1024, 1000, false),
         sizes(16, 24, 128, 130, true),
+        // By clusters of 12 and of 10 blocks.
+        sizes(3, 64, 192, 60, false),
+        sizes(5, 64, 320, 30, true),
     ] {
         for dtype in DTYPES {
             let mut b = Builder::new(&device, dtype);

@@ -101,6 +101,8 @@ fn a_frame_of_a_mamba_block_is_one_launch() {
             sizes(128, 256, 16, 4, 8, true),
             sizes(256, 256, 5, 2, 3, false),
             sizes(128, 256, 100, 7, 40, true),
+            // By clusters of 12 blocks.
+            sizes(192, 384, 16, 4, 12, false),
         ] {
             let mut b = Builder::new(&device, dtype);
             for batch in [1, 3, 8] {
