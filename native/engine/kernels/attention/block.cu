@@ -67,6 +67,7 @@ struct Block {
 #include "attention/near.cuh"
 
 typedef Columns<WIDTH, COLUMNS, 3, 2> Qkv;
+typedef Columns<WIDTH, INNERS, 1, 2> Up;
 typedef Sums<3 * COLUMNS, Qkv::PARTS, 3 * COLUMNS, MEMBERS, SPLIT> QkvSums;
 
 // A block's keys or values of the ring, to shared memory: a thread has a pack of every so many of them.
@@ -120,15 +121,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) block(const __grid_cons
     f32* const seen = got + 3 * SIZE;       // [WIDTH], what the heads attend to
     f32* const hidden = seen + WIDTH;       // [INNER]
     f32* const found = hidden + INNER;      // [CLUSTER][FOUND]
-    T* const near_keys = (T*)(found + CLUSTER * FOUND); // [keys][SIZE]
+    f32* const up_part = found + CLUSTER * FOUND;
+    T* const near_keys = (T*)(up_part + Up::PARTS * INNERS); // [keys][SIZE]
     T* const near_values = near_keys + keys * SIZE;
-    f32* const part = (f32*)(near_values + keys * SIZE); // sums of groups of threads
+    // Sums of groups of threads. Those of `up` have a place of their own: a thread that has all of the row
+    // knows nothing of its block's others, who may still collect what they send to other blocks. At the
+    // next barrier they have, and then the place of before is free again.
+    f32* const part = (f32*)(near_values + keys * SIZE);
 
     // What the frame has no part in.
     const u32 column0 = rank * COLUMNS;
     const Qkv qkv(p.qkv, 3 * WIDTH, column0, WIDTH);
     const Columns<WIDTH, COLUMNS, 1, 2> out(p.out, WIDTH, column0);
-    const Columns<WIDTH, INNERS, 1, 2> up(p.up, INNER, rank * INNERS);
+    const Up up(p.up, INNER, rank * INNERS);
     const Columns<INNER, COLUMNS, 1, 2> down(p.down, WIDTH, column0);
     for (u32 i = tid; i < WIDTH; i += THREADS) {
         gamma[i] = to_f32(p.first.gamma[i]);
@@ -138,7 +143,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) block(const __grid_cons
     }
     // Of the columns that a thread ends with.
     typedef Sums<COLUMNS, decltype(out)::PARTS, COLUMNS, CLUSTER, SPLIT> OutSums;
-    typedef Sums<INNERS, decltype(up)::PARTS, INNERS, CLUSTER, SPLIT> UpSums;
+    typedef Sums<INNERS, Up::PARTS, INNERS, CLUSTER, SPLIT> UpSums;
     typedef Sums<COLUMNS, decltype(down)::PARTS, COLUMNS, 1, SPLIT> DownSums;
     f32 up_b[UpSums::KEPT] = {}, down_b[DownSums::KEPT] = {}, own[OutSums::KEPT];
 #pragma unroll
@@ -256,11 +261,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) block(const __grid_cons
             const f32 g = second_gamma[r];
             return SECOND_CENTRED ? fmaf((row[r] - s.mean) * s.scale, g, second_beta[r]) : row[r] * g;
         },
-        part);
+        up_part);
     if (!SECOND_CENTRED && UpSums::takes_part()) s = scaling<false>(p.second.epsilon, z_row);
     __syncthreads();
     UpSums::collect(
-        part,
+        up_part,
         [&](int k, int, f32 sum) {
             f32 value[1] = {SECOND_CENTRED ? sum + up_b[k] : fmaf(sum, s.scale, up_b[k])};
             activate<T>(value, ACTIVATION);

@@ -23,6 +23,8 @@ const WHOLE_CARD: u32 = 100;
 /// them by itself, and more than so many are read sooner by all of the card in more launches.
 const ROWS: usize = 8;
 const WEIGHTS: usize = 3 << 20;
+/// Bytes of shared memory that the kernel declares itself.
+const BARRIERS: usize = 2 * 8;
 
 /// As in `scan/block.cu`.
 #[repr(C)]
@@ -125,7 +127,7 @@ impl Shape {
         let few =
             self.wide() <= THREADS && weights.saturating_mul(inner * self.dtype.size()) <= WEIGHTS;
         let blocks = self.cluster().filter(|_| few)?;
-        (self.shared(blocks) <= props.shared_optin as usize).then_some(blocks)
+        (self.shared(blocks) + BARRIERS <= props.shared_optin as usize).then_some(blocks)
     }
 
     /// Compiled for this very size: a frame is too short for divisions by what is not known.
