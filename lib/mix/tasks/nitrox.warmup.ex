@@ -8,6 +8,9 @@ defmodule Mix.Tasks.Nitrox.Warmup do
       mix nitrox.warmup
       mix nitrox.warmup --device cuda:1
 
+  A frame of a layer of attention or of a Mamba block is compiled for its size: those of the demo's and the bench's
+  networks are here, others with the program that has them.
+
   What is compiled already is not compiled again. A GPU of another kind, another version of NVRTC
   or of Nitrox needs its own.
 
