@@ -1,4 +1,5 @@
 // Rows of a table by their numbers. A number that names no row gives NaN.
+#include "common/early.cuh"
 #include "common/integer.cuh"
 #include "common/walk.cuh"
 
@@ -6,6 +7,8 @@
 template <int V>
 __device__ __forceinline__ void embed(
     const T* table, const void* ids, T* y, u64 n, s64 vocabulary, const Divisor& width, u32 type) {
+    let_next_begin();
+    await_previous();
     u64 i = thread_index();
     if (i >= n) return;
     u64 row = divide(i, width);

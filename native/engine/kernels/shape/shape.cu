@@ -1,4 +1,5 @@
 // Ops that only move elements: one module an element size.
+#include "common/early.cuh"
 #include "common/walk.cuh"
 
 typedef Raw<SIZE> E;
@@ -52,6 +53,8 @@ __device__ __forceinline__ s64 within(const Walk& w, const Place& p, u64 i) {
 // x by any strides, in order: transposed, broadcast or cut out.
 template <int V>
 __device__ __forceinline__ void gather(const E* x, E* y, const Walk& w, const Place& p) {
+    let_next_begin();
+    await_previous();
     u64 i = thread_index();
     u64 at = i * V;
     if (at >= w.n) return;
@@ -71,6 +74,8 @@ extern "C" __global__ void gather_elements(
 // A slice into the tensor it belongs to, which keeps the rest.
 template <int V>
 __device__ __forceinline__ void scatter(const E* slice, E* y, const Walk& w, const Place& p) {
+    let_next_begin();
+    await_previous();
     u64 i = thread_index();
     u64 at = i * V;
     if (at >= w.n) return;
@@ -98,6 +103,8 @@ struct Window {
 template <int V>
 __device__ __forceinline__ void overlay(
     const E* x, const E* slice, E* y, const Walk& w, const Place& p, const Window& window) {
+    let_next_begin();
+    await_previous();
     u64 i = thread_index();
     u64 at = i * V;
     if (at >= w.n) return;

@@ -71,7 +71,7 @@ pub unsafe fn launch(cx: &Context, _: &Embedding, call: &Call) -> Result<()> {
     args.value(Divisor::new(plan.width)).u32(plan.ids as u32);
     let function = cx.function(&plan.module, plan.entry)?;
     // SAFETY: these are the entry's parameters, and the caller vouches for the addresses.
-    unsafe { cx.launch(&function, plan.grid, &mut args) }
+    unsafe { cx.launch(&function, plan.grid.early_if_small(), &mut args) }
 }
 
 pub fn all_modules() -> Vec<Module> {

@@ -76,6 +76,15 @@ impl Grid {
         Grid { early, ..self }
     }
 
+    /// As [`Grid::early`], for a kernel that asks for nothing before it waits: it gains its own launch and
+    /// no more, and so only where few blocks wait, which take no room from the kernel ahead.
+    pub fn early_if_small(self) -> Self {
+        const FEW: u32 = 32;
+        self.early(
+            self.blocks.iter().all(|&n| n <= FEW) && self.blocks.iter().product::<u32>() <= FEW,
+        )
+    }
+
     /// As the driver wants it. The attributes must outlive the result.
     fn config(
         &self,

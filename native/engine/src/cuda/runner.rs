@@ -1,7 +1,6 @@
 //! A program's instance on CUDA: a stream of its own, pinned staging, and the whole list of ops
 //! captured into a graph, once for each parity of the states.
 
-use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -38,7 +37,8 @@ pub(crate) struct Runner {
     /// Host bytes of the inputs, laid out as the arena's inputs.
     inputs: Option<Pinned>,
     readback: Option<Readback>,
-    graphs: HashMap<Variant, Graph>,
+    /// By [`Variant::index`]: a step that finds its graph so reads no more code than it must.
+    graphs: [Option<Graph>; Variant::COUNT],
     gate: Option<Gate>,
     /// Whether a run is queued behind the gate.
     armed: bool,
@@ -54,7 +54,7 @@ const MAPPED: usize = 16 << 10;
 const DRAIN: Duration = Duration::from_millis(2);
 
 /// What a graph was captured for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy)]
 struct Variant {
     parity: usize,
     /// Whether it takes the inputs from the staging memory; else they are in their slots.
@@ -64,6 +64,12 @@ struct Variant {
 }
 
 impl Variant {
+    const COUNT: usize = 8;
+
+    fn index(self) -> usize {
+        self.parity & 1 | usize::from(self.staged) << 1 | usize::from(self.gated) << 2
+    }
+
     fn staged(parity: usize) -> Self {
         Variant { parity, staged: true, gated: false }
     }
@@ -107,7 +113,7 @@ impl Runner {
             running: false,
             inputs: pinned(plan.input_bytes)?,
             readback: None,
-            graphs: HashMap::new(),
+            graphs: Default::default(),
             gate: None,
             armed: false,
             cuda: Arc::clone(cuda),
@@ -122,8 +128,8 @@ impl Runner {
     }
 
     pub fn graph_nodes(&self) -> (usize, usize) {
-        let graph = self.graphs.get(&Variant::staged(0));
-        graph.map_or((0, 0), |g| (g.nodes().kernels, g.nodes().copies))
+        let graph = &self.graphs[Variant::staged(0).index()];
+        graph.as_ref().map_or((0, 0), |g| (g.nodes().kernels, g.nodes().copies))
     }
 
     pub fn ready(&mut self, feeds: &[Feed], parity: usize) -> Result<bool> {
@@ -132,7 +138,11 @@ impl Runner {
         }
         let staged = from_host(feeds);
         let variant = Variant { staged, ..Variant::staged(parity) };
-        Ok(!self.running && self.graphs.contains_key(&variant))
+        Ok(!self.running && self.has(variant))
+    }
+
+    fn has(&self, variant: Variant) -> bool {
+        self.graphs[variant.index()].is_some()
     }
 
     fn capture(&mut self, program: &Program, slots: &Slots, variant: Variant) -> Result<()> {
@@ -173,11 +183,11 @@ impl Runner {
                     // SAFETY: as for the inputs; the pinned memory has `bytes` from `offset`.
                     unsafe { cx.download(host, from, bytes) }?;
                 }
-                readback.signal.capture(cx)?;
+                readback.signal.capture(cx, readback.copies.is_empty())?;
             }
             Ok(())
         })?;
-        self.graphs.insert(variant, graph);
+        self.graphs[variant.index()] = Some(graph);
         Ok(())
     }
 
@@ -205,7 +215,7 @@ impl Runner {
         }
         self.disarm()?;
         let variant = Variant { staged, ..Variant::staged(parity) };
-        if !self.graphs.contains_key(&variant) {
+        if !self.has(variant) {
             self.capture(program, slots, variant)?;
         }
         let plan = &program.plan;
@@ -237,7 +247,7 @@ impl Runner {
                 }
             }
         }
-        if let Some(graph) = self.graphs.get_mut(&variant) {
+        if let Some(graph) = &mut self.graphs[variant.index()] {
             // SAFETY: the arena and the parameters live as long as the instance, and whoever
             // reuses the arena's memory is ordered after this run (see `poll`).
             unsafe { graph.launch(&self.stream) }?;
@@ -283,7 +293,7 @@ impl Runner {
             return Ok(true);
         }
         let variant = Variant { gated: true, ..Variant::staged(parity) };
-        if hurry && !self.graphs.contains_key(&variant) {
+        if hurry && !self.has(variant) {
             return Ok(false);
         }
         if self.gate.is_none() {
@@ -298,12 +308,12 @@ impl Runner {
         // Both parities, for the next frame is of the other one.
         for parity in 0..=usize::from(program.plan.alternates) {
             let variant = Variant { parity, ..variant };
-            if !self.graphs.contains_key(&variant) {
+            if !self.has(variant) {
                 self.capture(program, slots, variant)?;
             }
         }
         let (Some(gate), Some(readback), Some(graph)) =
-            (&mut self.gate, &mut self.readback, self.graphs.get_mut(&variant))
+            (&mut self.gate, &mut self.readback, &mut self.graphs[variant.index()])
         else {
             return Ok(true);
         };
@@ -426,13 +436,14 @@ impl Signal {
         Ok(Signal { host: cuda.pinned(size_of::<u32>())?, runs, launched: 0 })
     }
 
-    /// Queues the last kernel of a graph.
-    fn capture(&self, cx: &Context) -> Result<()> {
+    /// Queues the last kernel of a graph. Where a kernel is ahead of it and no copy, it begins early: it
+    /// is there, and only waits, when that one ends.
+    fn capture(&self, cx: &Context, early: bool) -> Result<()> {
         let done = cx.function(&module(), "done")?;
         let mut args = Args::new();
         args.ptr(self.host.device()).ptr(self.runs.addr());
         // SAFETY: the kernel's two pointers, to memory that lives as long as the runner.
-        unsafe { cx.launch(&done, Grid::new(1, 1)?, &mut args) }
+        unsafe { cx.launch(&done, Grid::new(1, 1)?.early(early), &mut args) }
     }
 
     /// Counts a launch.

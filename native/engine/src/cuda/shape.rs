@@ -458,7 +458,7 @@ pub unsafe fn launch(cx: &Context, op: &Op, call: &Call) -> Result<()> {
             }
             args.ptr(x.addr + (base * size) as u64).ptr(y.addr).value(walk).value(place);
             let entry = if pack > 1 { "gather_packs" } else { "gather_elements" };
-            (entry, cover(walk.len().div_ceil(pack))?)
+            (entry, cover(walk.len().div_ceil(pack))?.early_if_small())
         }
         Kernel::Scatter { pack, walk, mut place, base } => {
             if place != Place::NONE {
@@ -467,7 +467,7 @@ pub unsafe fn launch(cx: &Context, op: &Op, call: &Call) -> Result<()> {
             let slice = position(1);
             args.ptr(slice).ptr(y.addr + (base * size) as u64).value(walk).value(place);
             let entry = if pack > 1 { "scatter_packs" } else { "scatter_elements" };
-            (entry, cover(walk.len().div_ceil(pack))?)
+            (entry, cover(walk.len().div_ceil(pack))?.early_if_small())
         }
         Kernel::Overlay { pack, walk, mut place, window } => {
             if place != Place::NONE {
@@ -476,7 +476,7 @@ pub unsafe fn launch(cx: &Context, op: &Op, call: &Call) -> Result<()> {
             args.ptr(x.addr).ptr(position(1)).ptr(y.addr);
             args.value(walk).value(place).value(window);
             let entry = if pack > 1 { "overlay_packs" } else { "overlay_elements" };
-            (entry, cover(walk.len().div_ceil(pack))?)
+            (entry, cover(walk.len().div_ceil(pack))?.early_if_small())
         }
         Kernel::Transpose { tiles, walk, blocks } => {
             args.ptr(x.addr).ptr(y.addr).value(tiles).value(walk);
