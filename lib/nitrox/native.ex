@@ -92,14 +92,28 @@ defmodule Nitrox.Native do
   @spec call(atom(), [term()]) :: term()
   def call(name, args), do: call(name, args, _collect? = true)
 
+  @doc """
+  As `call/2` for `session_step/3`, without the list of arguments and the choice of a function by its
+  name: the less code a frame goes through, the less of it is cold.
+  """
+  @spec step(reference(), list(), boolean()) :: term()
+  def step(session, feeds, prepare?) do
+    case session_step(session, feeds, prepare?) do
+      {:ok, value} -> value
+      answer -> go_on(answer, :session_step, [session, feeds, prepare?], _collect? = true)
+    end
+  end
+
   # In place of apply/3, which looks the function up at each call.
   for {name, arity} <- @nifs do
     args = Macro.generate_unique_arguments(arity, __MODULE__)
     defp nif(unquote(name), unquote(args)), do: unquote(name)(unquote_splicing(args))
   end
 
-  defp call(name, args, collect?) do
-    case nif(name, args) do
+  defp call(name, args, collect?), do: go_on(nif(name, args), name, args, collect?)
+
+  defp go_on(answer, name, args, collect?) do
+    case answer do
       {:ok, value} ->
         value
 

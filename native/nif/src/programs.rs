@@ -186,6 +186,9 @@ fn with_feeds<'a, T>(feeds: Term<'a>, run: impl FnOnce(&[Feed]) -> Answer<T>) ->
         Bytes(&'a [u8]),
         Tensor(Arc<Tensor>),
     }
+    if let Some((few, count)) = few_binaries(feeds) {
+        return run(&few[..count]);
+    }
     let mut held = Vec::with_capacity(FEEDS);
     each("inputs", feeds, |i, term| {
         held.push(match Binary::from_term(term) {
@@ -204,6 +207,17 @@ fn with_feeds<'a, T>(feeds: Term<'a>, run: impl FnOnce(&[Feed]) -> Answer<T>) ->
         Held::Tensor(tensor) => Feed::Tensor(tensor),
     }));
     run(&feeds)
+}
+
+/// A frame's feeds: a few binaries, for which no memory has to be had. `None` where there is anything else.
+fn few_binaries<'a>(feeds: Term<'a>) -> Option<([Feed<'a>; FEEDS], usize)> {
+    let (mut few, mut count, mut rest) = ([Feed::Bytes(&[]); FEEDS], 0, feeds);
+    while let Ok((term, tail)) = rest.list_get_cell() {
+        let bytes = Binary::from_term(term).ok()?;
+        *few.get_mut(count)? = Feed::Bytes(bytes.as_slice());
+        (count, rest) = (count + 1, tail);
+    }
+    rest.is_empty_list().then_some((few, count))
 }
 
 fn started<'a>(env: Env<'a>, run: Started) -> Answer<Term<'a>> {
