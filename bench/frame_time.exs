@@ -15,7 +15,7 @@
 # and each of them back to back; paced at 60 frames a second, when the processor and the GPU fall
 # asleep between frames; and cold, after 64 MB of other memory were read, which does to the caches what
 # the sleep does, in less time and also on a busy machine. The latter two prepared as well, by
-# `Nitrox.Session.prepare/1`. `native/engine/benches/frame.rs` has the same steps from Rust.
+# `Nitrox.Session.prepare/1` once, and paced ones by `prepare_until/2` ("ready"). `native/engine/benches/frame.rs` has the same steps from Rust.
 #
 # Where Benchee is there it runs the back-to-back part as well and prints its own table; the figures in
 # this one, and in the JSON lines, are always from the same plain timer.
@@ -150,11 +150,14 @@ cool = fn session ->
   end
 end
 
-# "prepared": Nitrox.Session.prepare/1 is called a moment before a frame is due.
+# "prepared": Nitrox.Session.prepare/1 is called a moment before a frame is due; "ready":
+# prepare_until/2 waits for it.
 paces = [
   {"back to back", frames, fn _ -> [] end},
   {"60 Hz", paced_frames, fn _ -> [fps: 60] end},
   {"60 Hz, prepared", paced_frames, &[fps: 60, prepare: fn -> Session.prepare(&1) end]},
+  {"60 Hz, ready", paced_frames,
+   &[fps: 60, prepare: fn due -> Session.prepare_until(&1, due) end]},
   {"cold", cold_frames, fn _ -> [prepare: fn -> cool.(nil) end] end},
   {"cold, prepared", cold_frames, &[prepare: fn -> cool.(&1) end]}
 ]

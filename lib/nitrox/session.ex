@@ -70,13 +70,15 @@ defmodule Nitrox.Session do
   `Nitrox.Program.run/2`.
   """
   @spec step(t(), [Program.container()]) :: Program.container()
-  def step(session, args),
-    do: frame(ours!(session), args, [:nitrox, :session, :step], _prepare? = false)
+  def step(%__MODULE__{} = session, args),
+    do: frame(session, args, [:nitrox, :session, :step], _prepare? = false)
+
+  def step(other, _args), do: ours!(other)
 
   # One function for steps and for what prepares them: it is to leave the code of a step in the caches.
   defp frame(%{ref: ref, program: program} = session, args, event, prepare?) do
     Telemetry.span event, %{session: session} do
-      case Native.call(:session_step, [ref, Program.feeds(program, args), prepare?]) do
+      case Native.step(ref, Program.feeds(program, args), prepare?) do
         nil -> nil
         results -> Program.outputs(program, results)
       end
@@ -94,16 +96,83 @@ defmodule Nitrox.Session do
   gone from the caches of its core, and the GPU at rest. An agent that knows when the next observation
   comes calls this a millisecond or two before (`bench/results/frames.md`).
 
+  Of what one call brings back a part is gone again a millisecond later, and the first call of some is
+  not enough to make the code as fast as it is back to back. So it may be called again and again while
+  the observation is waited for: `prepare_until/2` does so.
+
   Nothing is done before the session's first step, where steps take more than half a millisecond, where
   one is under way, where a step can't be made twice (its input says where a ring is written, say), and
   on a GPU for a program without `outputs: :binary`.
   """
   @spec prepare(t()) :: :ok
-  def prepare(session) do
-    %{blank: blank} = ours!(session)
+  def prepare(%__MODULE__{blank: blank} = session) do
     frame(session, blank, [:nitrox, :session, :prepare], _prepare? = true)
     :ok
   end
+
+  def prepare(other), do: ours!(other)
+
+  # Microseconds. A sleep may be some milliseconds late, and the step must not be.
+  @awake 2_000
+  # From one rehearsal to the next, and after the last. On an H200 a step after ones 100 µs apart was
+  # no faster than after ones 250 apart.
+  @pause 250
+  @spare 50
+  # With less left there is no time for one that finds nothing in the caches.
+  @least 250
+
+  @doc """
+  Waits until `due`, a time as of `System.monotonic_time/0`, and keeps the session's next step ready
+  meanwhile: it sleeps for as long as that may be, and for the last two milliseconds calls `prepare/1`
+  again and again, a quarter of one apart.
+
+      period = System.convert_time_unit(1, :second, :native) / 60
+
+      for n <- 1..600 do
+        Nitrox.Session.prepare_until(session, start + round(n * period))
+        act(Nitrox.Session.step(session, [observation()]))
+      end
+
+  A step finds more in the caches then than after one `prepare/1` a millisecond ago, and on a busy
+  machine most of all (`bench/results/frames.md`). It costs an eighth of a core at 60 frames a second,
+  and on the GPU up to 10 steps a frame. Each `prepare/1` is a telemetry event of its own.
+
+  Where `due` is over or nearly so, it only waits until then.
+  """
+  @spec prepare_until(t(), integer()) :: :ok
+  def prepare_until(session, due) do
+    if not is_integer(due) do
+      Options.fail!(
+        :prepare_until,
+        "due is a time as of System.monotonic_time/0, got #{inspect(due)}"
+      )
+    end
+
+    session = ours!(session)
+    left = System.convert_time_unit(due - System.monotonic_time(), :native, :microsecond)
+    if left >= @awake + 1_000, do: Process.sleep(div(left - @awake, 1_000))
+
+    [pause, spare, least] =
+      for us <- [@pause, @spare, @least], do: System.convert_time_unit(us, :microsecond, :native)
+
+    if due - System.monotonic_time() >= least, do: ready_until(session, due, pause, spare)
+    wait(due)
+  end
+
+  defp ready_until(session, due, pause, spare) do
+    began = System.monotonic_time()
+    prepare(session)
+    ended = System.monotonic_time()
+    # So that the next one is over in time even if it takes twice as long.
+    next = min(ended + pause, due - 2 * (ended - began) - spare)
+
+    if next > ended do
+      wait(next)
+      ready_until(session, due, pause, spare)
+    end
+  end
+
+  defp wait(time), do: if(System.monotonic_time() < time, do: wait(time), else: :ok)
 
   @doc """
   Copies of the state's tensors, in the structure of `state:`.

@@ -13,7 +13,7 @@ defmodule Nitrox.Telemetry do
   | `[:nitrox, :program, :compile]` | `duration` | `device`, `info` (as of `Nitrox.Program.info/1`) |
   | `[:nitrox, :program, :run]` | `duration` | `program` |
   | `[:nitrox, :session, :step]` | `duration` | `session`: a frame |
-  | `[:nitrox, :session, :prepare]` | `duration` | `session`: what `Nitrox.Session.prepare/1` did |
+  | `[:nitrox, :session, :prepare]` | `duration` | `session`: what `Nitrox.Session.prepare/1` did; up to 10 of them a frame with `prepare_until/2` |
   | `[:nitrox, :kernel, :load]` | `duration` | `kernel`, `device`, `from`: `:cache` (of the disk) or `:compiler` (NVRTC) |
   | `[:nitrox, :tensor, :transfer]` | `duration`, `bytes` | `device`, `direction`: `:to_device`, `:to_host` or `:copy`, to `device` from the same or another |
   | `[:nitrox, :memory, :trimmed]` | `bytes`, `segments` | `device`: unused memory went back to the system |

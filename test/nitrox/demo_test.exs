@@ -136,6 +136,15 @@ defmodule Nitrox.DemoTest do
     for _ <- 1..3, do: assert_received(:prepared)
     refute_received :prepared
 
+    # One that takes the time is told when each frame is due, and may wait for it.
+    Timing.measure(3, nil, & &1, fps: 500, prepare: &send(self(), {:due, &1}))
+    period = System.convert_time_unit(2, :millisecond, :native)
+    assert_received {:due, first}
+    assert_received {:due, second}
+    assert_received {:due, third}
+    assert {second - first, third - second} == {period, period}
+    assert System.monotonic_time() >= third
+
     from = System.monotonic_time(:millisecond)
     {times, _} = Timing.measure(11, nil, & &1, fps: 100)
     # The last one is due 100 ms after the first, and starts at most a millisecond early.

@@ -324,6 +324,31 @@ for {name, device, tags} <- [{:CPU, :cpu, []}, {:CUDA, {:cuda, 0}, [cuda: true]}
       defp bytes(list) when is_list(list), do: Enum.map(list, &bytes/1)
       defp bytes(%{} = map), do: Map.new(map, fn {key, value} -> {key, bytes(value)} end)
 
+      test "until a step is due answers as one that is not, and not before" do
+        [plain, ready] = for _ <- 1..2, do: Session.new(counter(outputs: :binary))
+        x = [<<1.0::float-32-native, 2.0::float-32-native>>]
+        ms = System.convert_time_unit(1, :millisecond, :native)
+
+        # With time to sleep, with none, with none for a rehearsal, and too late. Of the first there is
+        # nothing to rehearse yet.
+        for left <- [1, 8, 5, 2, 1, 0, -3] do
+          due = System.monotonic_time() + left * ms
+          assert Session.prepare_until(ready, due) == :ok
+          assert System.monotonic_time() >= due
+          assert Session.step(ready, x) == Session.step(plain, x)
+        end
+
+        assert bytes(Session.state(plain)) == bytes(Session.state(ready))
+
+        for due <- [1.5, nil, :now] do
+          assert_raise Error, ~r/due is a time as of System.monotonic_time/, fn ->
+            Session.prepare_until(ready, due)
+          end
+        end
+
+        assert_raise Error, ~r/expected a Nitrox.Session/, fn -> Session.prepare_until(nil, 0) end
+      end
+
       test "may have no arguments and no answers" do
         program =
           compile(fn s -> {{}, Nitrox.add(s, 1)} end, [],

@@ -184,7 +184,7 @@ defmodule Mix.Tasks.Nitrox.Demo do
   defp paced({count, us}, opts) do
     """
       at #{opts.fps} a second      #{times(us)}
-                          #{count} frames, each after Nitrox.Session.prepare/1
+                          #{count} frames, each after Nitrox.Session.prepare_until/2
     """
   end
 

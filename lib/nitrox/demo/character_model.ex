@@ -124,7 +124,7 @@ defmodule Nitrox.Demo.CharacterModel do
         action
       end,
       fps: fps,
-      prepare: if(fps, do: fn -> Session.prepare(session) end),
+      prepare: if(fps, do: &Session.prepare_until(session, &1)),
       tick: &progress.("#{name}: writing#{pace}, #{&1} of #{count} frames")
     )
   end

@@ -17,8 +17,9 @@ defmodule Nitrox.Demo.Timing do
   microseconds, the first one first, and what each returned. Nothing but the call is timed.
 
   With `:fps` a frame begins when it is due, and the process sleeps until then. With `:prepare` too it
-  sleeps until a millisecond or two before, calls that, and waits for the frame awake. With `:prepare`
-  alone that is called before each frame.
+  sleeps until a millisecond or two before, calls that, and waits for the frame awake; one that takes
+  the time when the frame is due does the waiting. With `:prepare` alone that is called before each
+  frame.
   """
   def measure(count, first, frame, opts \\ []) do
     period =
@@ -46,6 +47,12 @@ defmodule Nitrox.Demo.Timing do
 
   defp wait(_n, {_start, nil, nil}), do: :ok
   defp wait(_n, {_start, nil, prepare}), do: prepare.()
+
+  defp wait(n, {start, period, prepare}) when is_function(prepare, 1) do
+    due = start + round(n * period)
+    prepare.(due)
+    spin(due)
+  end
 
   defp wait(n, {start, period, prepare}) do
     due = start + round(n * period)
