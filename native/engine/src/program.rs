@@ -387,8 +387,15 @@ impl Session {
     /// One run: reads the state, leaves the next one. Where a run fails the state is as before,
     /// but for states that are written in place; where it fails for want of memory it has not begun.
     pub fn step(&self, feeds: &[Feed], mode: Mode) -> Result<Started> {
-        let run = run(&self.program, &self.lanes, feeds, mode, Purpose::Results)?;
-        Ok(run.unwrap_or(Started::Busy))
+        Ok(self.run(feeds, mode, false)?.unwrap_or(Started::Busy))
+    }
+
+    /// [`Session::step`], or [`Session::prepare`] for a `rehearsal`: for who calls both from one place. What a
+    /// step went through and its rehearsal did not, 13 lines of code in these two functions and their caller,
+    /// was cold when the step came, and took 1.2 µs (`bench/results/frames.md`).
+    pub fn run(&self, feeds: &[Feed], mode: Mode, rehearsal: bool) -> Result<Option<Started>> {
+        let purpose = if rehearsal { Purpose::Rehearsal } else { Purpose::Results };
+        run(&self.program, &self.lanes, feeds, mode, purpose)
     }
 
     /// Makes a step on these feeds for nobody: the states stay as they are, and the results are only
@@ -400,7 +407,7 @@ impl Session {
     /// there was none yet, where a step can't be thrown away, and on CUDA where its outputs are
     /// tensors, whose end nobody waits for.
     pub fn prepare(&self, feeds: &[Feed], mode: Mode) -> Result<Option<Started>> {
-        run(&self.program, &self.lanes, feeds, mode, Purpose::Rehearsal)
+        self.run(feeds, mode, true)
     }
 
     /// Copies of the states.

@@ -130,10 +130,7 @@ pub fn step<'a>(
         .decode()
         .map_err(|_| DecodeError::expected("true or false", prepare).of("prepare"))?;
     with_feeds(feeds, |feeds| {
-        let run = match prepare {
-            false => Some(session.step(feeds, mode(on))?),
-            true => session.prepare(feeds, mode(on))?,
-        };
+        let run = session.run(feeds, mode(on), prepare)?;
         run.map_or(Ok(atoms::nil().to_term(env)), |run| started(env, run))
     })
 }
