@@ -65,25 +65,30 @@ defmodule Nitrox.Session do
     Container.build({:list, skeletons}, leaves)
   end
 
+  # In the place of a step's arguments, for `prepare/1`.
+  @rehearsal {__MODULE__, :rehearsal}
+
   @doc """
   One run: reads the state and leaves the next one. Arguments and outputs are as with
   `Nitrox.Program.run/2`.
   """
   @spec step(t(), [Program.container()]) :: Program.container()
-  def step(%__MODULE__{} = session, args),
-    do: frame(session, args, [:nitrox, :session, :step], _prepare? = false)
-
+  def step(%__MODULE__{blank: blank} = session, @rehearsal), do: frame(session, blank, true)
+  def step(%__MODULE__{} = session, args), do: frame(session, args, false)
   def step(other, _args), do: ours!(other)
 
   # One function for steps and for what prepares them: it is to leave the code of a step in the caches.
-  defp frame(%{ref: ref, program: program} = session, args, event, prepare?) do
-    Telemetry.span event, %{session: session} do
+  defp frame(%{ref: ref, program: program} = session, args, prepare?) do
+    Telemetry.span event(prepare?), %{session: session} do
       case Native.step(ref, Program.feeds(program, args), prepare?) do
         nil -> nil
         results -> Program.outputs(program, results)
       end
     end
   end
+
+  defp event(true), do: [:nitrox, :session, :prepare]
+  defp event(false), do: [:nitrox, :session, :step]
 
   @doc """
   Makes ready for a step that is due in a moment: makes the step once for nobody, on zeros, and throws
@@ -105,12 +110,11 @@ defmodule Nitrox.Session do
   on a GPU for a program without `outputs: :binary`.
   """
   @spec prepare(t()) :: :ok
-  def prepare(%__MODULE__{blank: blank} = session) do
-    frame(session, blank, [:nitrox, :session, :prepare], _prepare? = true)
+  def prepare(session) do
+    # By way of what the caller of a step goes through, the table of the modules' functions included.
+    __MODULE__.step(session, @rehearsal)
     :ok
   end
-
-  def prepare(other), do: ours!(other)
 
   # Microseconds. A sleep may be some milliseconds late, and the step must not be.
   @awake 2_000
@@ -118,12 +122,13 @@ defmodule Nitrox.Session do
   # no faster than after ones 250 apart.
   @pause 250
   @spare 50
+  @longest 3_600_000_000
   # With less left there is no time for one that finds nothing in the caches.
   @least 250
 
   @doc """
-  Waits until `due`, a time as of `System.monotonic_time/0`, and keeps the session's next step ready
-  meanwhile: it sleeps for as long as that may be, and for the last two milliseconds calls `prepare/1`
+  Waits until `due`, a time as of `System.monotonic_time/0` within an hour, and keeps the session's next
+  step ready meanwhile: it sleeps for as long as that may be, and for the last two milliseconds calls `prepare/1`
   again and again, a quarter of one apart.
 
       period = System.convert_time_unit(1, :second, :native) / 60
@@ -141,15 +146,8 @@ defmodule Nitrox.Session do
   """
   @spec prepare_until(t(), integer()) :: :ok
   def prepare_until(session, due) do
-    if not is_integer(due) do
-      Options.fail!(
-        :prepare_until,
-        "due is a time as of System.monotonic_time/0, got #{inspect(due)}"
-      )
-    end
-
     session = ours!(session)
-    left = System.convert_time_unit(due - System.monotonic_time(), :native, :microsecond)
+    left = left!(due)
     if left >= @awake + 1_000, do: Process.sleep(div(left - @awake, 1_000))
 
     [pause, spare, least] =
@@ -157,6 +155,21 @@ defmodule Nitrox.Session do
 
     if due - System.monotonic_time() >= least, do: ready_until(session, due, pause, spare)
     wait(due)
+  end
+
+  # Of a time that is of another clock or unit, hours are left at the least.
+  defp left!(due) do
+    us =
+      is_integer(due) &&
+        System.convert_time_unit(due - System.monotonic_time(), :native, :microsecond)
+
+    if us && us < @longest,
+      do: us,
+      else:
+        Options.fail!(
+          :prepare_until,
+          "expected a time as of System.monotonic_time/0, within an hour, got #{inspect(due)}"
+        )
   end
 
   defp ready_until(session, due, pause, spare) do

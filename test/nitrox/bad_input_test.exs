@@ -172,6 +172,7 @@ defmodule Nitrox.BadInputTest do
         {Session, :new, [session.program]},
         {Session, :step, [session, [x]]},
         {Session, :prepare, [session]},
+        {Session, :prepare_until, [session, System.monotonic_time()]},
         {Session, :state, [session]},
         {Session, :snapshot, [session]},
         {Session, :restore, [session, Session.snapshot(session)]},

@@ -340,8 +340,15 @@ for {name, device, tags} <- [{:CPU, :cpu, []}, {:CUDA, {:cuda, 0}, [cuda: true]}
 
         assert bytes(Session.state(plain)) == bytes(Session.state(ready))
 
-        for due <- [1.5, nil, :now] do
-          assert_raise Error, ~r/due is a time as of System.monotonic_time/, fn ->
+        for due <- [
+              1.5,
+              nil,
+              :now,
+              System.system_time(),
+              System.monotonic_time() + 2 ** 60,
+              2 ** 80
+            ] do
+          assert_raise Error, ~r/expected a time as of System.monotonic_time/, fn ->
             Session.prepare_until(ready, due)
           end
         end
