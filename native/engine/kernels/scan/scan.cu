@@ -25,7 +25,6 @@
 #include "common/early.cuh"
 #include "common/warp.cuh"
 #include "common/wide.cuh"
-#include "scan/math.cuh"
 #include "scan/window.cuh"
 
 constexpr int THREADS = WARPS_A_BLOCK * WARP;
@@ -209,17 +208,7 @@ template <bool OUT, bool ROWS> __device__ __forceinline__ void scan(const Scan& 
         f32 dt[OWN], skip[OWN];
 #pragma unroll
         for (int o = 0; o < OWN; o++) dt[o] = to_f32(next_dt[o]) + bias;
-        if (p.softplus) {
-#pragma unroll
-            for (int o = 0; o < OWN; o++) dt[o] = softplus(dt[o]);
-        }
-        if (p.clamp) { // a NaN stays one
-#pragma unroll
-            for (int o = 0; o < OWN; o++) {
-                dt[o] = dt[o] < p.low ? p.low : dt[o];
-                dt[o] = dt[o] > p.high ? p.high : dt[o];
-            }
-        }
+        take_time(dt, p);
         if (count < FRAMES) { // frames beyond the last are of no time and change nothing
 #pragma unroll
             for (int o = 0; o < OWN; o++)
@@ -285,14 +274,7 @@ template <bool OUT, bool ROWS> __device__ __forceinline__ void scan(const Scan& 
         if constexpr (OUT) {
 #pragma unroll
             for (int o = 0; o < OWN; o++) y[o] += skip[o];
-            if (p.z) {
-#pragma unroll
-                for (int o = 0; o < OWN; o++) y[o] *= gate(to_f32(z[o]));
-            }
-            if (p.residual) {
-#pragma unroll
-                for (int o = 0; o < OWN; o++) y[o] += to_f32(residual[o]);
-            }
+            finish(y, p, [&](int o) { return z[o]; }, [&](int o) { return residual[o]; });
             T* const to = p.y + first * p.channels;
             if (live && count == FRAMES) {
 #pragma unroll

@@ -21,7 +21,6 @@
 #include "common/early.cuh"
 #include "common/warp.cuh"
 #include "common/wide.cuh"
-#include "scan/math.cuh"
 #include "scan/window.cuh"
 
 constexpr int THREADS = WARPS_A_BLOCK * WARP;
@@ -105,17 +104,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
         T z[OWN], residual[OWN];
 #pragma unroll
         for (int o = 0; o < OWN; o++) dt[o] = to_f32(next_dt[o]) + bias;
-        if (p.softplus) {
-#pragma unroll
-            for (int o = 0; o < OWN; o++) dt[o] = softplus(dt[o]);
-        }
-        if (p.clamp) { // a NaN stays one
-#pragma unroll
-            for (int o = 0; o < OWN; o++) {
-                dt[o] = dt[o] < p.low ? p.low : dt[o];
-                dt[o] = dt[o] > p.high ? p.high : dt[o];
-            }
-        }
+        take_time(dt, p);
 #pragma unroll
         for (int o = 0; o < OWN; o++) {
             x[o] = to_f32(next_x[o]);
@@ -183,13 +172,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
                     sums[f] = fmaf(h[j], c[j], sums[f]);
                 }
             }
-            f32 y = meet(sums, group);
+            f32 y[1] = {meet(sums, group)};
             const int frame = mine + o * LANES + group;
-            const f32 skipping = fmaf(d, x[o], y); // 0 · ∞ is no number
-            y = p.d ? skipping : y;
-            if (p.z) y *= gate(to_f32(z[o]));
-            if (p.residual) y += to_f32(residual[o]);
-            if (live && frame <= last) p.y[(first + frame) * p.channels + held] = from_f32<T>(y);
+            const f32 skipping = fmaf(d, x[o], y[0]); // 0 · ∞ is no number
+            y[0] = p.d ? skipping : y[0];
+            finish(y, p, [&](int) { return z[o]; }, [&](int) { return residual[o]; });
+            if (live && frame <= last) p.y[(first + frame) * p.channels + held] = from_f32<T>(y[0]);
         }
         if (warp == LAST) write_row(s_h + lane * STATES, h);
     }

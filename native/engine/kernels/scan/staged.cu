@@ -14,7 +14,6 @@
 #include "common/early.cuh"
 #include "common/warp.cuh"
 #include "common/wide.cuh"
-#include "scan/math.cuh"
 #include "scan/window.cuh"
 
 constexpr int STATES = 8;
@@ -137,17 +136,7 @@ template <bool ROWS> __device__ __forceinline__ void scan(const Scan& p) {
         f32 dt[OWN];
 #pragma unroll
         for (int o = 0; o < OWN; o++) dt[o] = to_f32(dt_in[o * WARP]) + bias;
-        if (p.softplus) {
-#pragma unroll
-            for (int o = 0; o < OWN; o++) dt[o] = softplus(dt[o]);
-        }
-        if (p.clamp) { // a NaN stays one
-#pragma unroll
-            for (int o = 0; o < OWN; o++) {
-                dt[o] = dt[o] < p.low ? p.low : dt[o];
-                dt[o] = dt[o] > p.high ? p.high : dt[o];
-            }
-        }
+        take_time(dt, p);
         if (count < FRAMES) { // frames beyond the last are of no time and change nothing
 #pragma unroll
             for (int o = 0; o < OWN; o++)
@@ -183,14 +172,7 @@ template <bool ROWS> __device__ __forceinline__ void scan(const Scan& p) {
 #pragma unroll
             for (int o = 0; o < OWN; o++) y[o] = fmaf(d, to_f32(x_in[o * WARP]), y[o]);
         }
-        if (p.z) {
-#pragma unroll
-            for (int o = 0; o < OWN; o++) y[o] *= gate(to_f32(z_in[o * WARP]));
-        }
-        if (p.residual) {
-#pragma unroll
-            for (int o = 0; o < OWN; o++) y[o] += to_f32(residual_in[o * WARP]);
-        }
+        finish(y, p, [&](int o) { return z_in[o * WARP]; }, [&](int o) { return residual_in[o * WARP]; });
 #pragma unroll
         for (int o = 0; o < OWN; o++) dt_in[o * WARP] = from_f32<T>(y[o]);
         __syncwarp();

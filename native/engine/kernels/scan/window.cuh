@@ -1,9 +1,11 @@
-// What the kernels for a window have in common: their parameter, and how they move a lane's states.
+// What the kernels for a window have in common: their parameter, how they move a lane's states, and
+// what they make of the frames that a lane brings in and finishes.
 #pragma once
 
 #include "common/types.cuh"
 #include "common/warp.cuh"
 #include "common/wide.cuh"
+#include "scan/math.cuh"
 
 struct Scan {
     const T* x;
@@ -62,4 +64,32 @@ template <int M> __device__ __forceinline__ f32 meet(f32 (&y)[M], int group) {
         }
     }
     return y[0];
+}
+
+// What a lane's frames take of time, from dt and its bias.
+template <int K> __device__ __forceinline__ void take_time(f32 (&dt)[K], const Scan& p) {
+    if (p.softplus) {
+#pragma unroll
+        for (int o = 0; o < K; o++) dt[o] = softplus(dt[o]);
+    }
+    if (p.clamp) { // a NaN stays one
+#pragma unroll
+        for (int o = 0; o < K; o++) {
+            dt[o] = dt[o] < p.low ? p.low : dt[o];
+            dt[o] = dt[o] > p.high ? p.high : dt[o];
+        }
+    }
+}
+
+// The gate and the residual of a lane's frames, of which `z` and `residual` tell what is stored.
+template <int K, class Z, class R>
+__device__ __forceinline__ void finish(f32 (&y)[K], const Scan& p, Z z, R residual) {
+    if (p.z) {
+#pragma unroll
+        for (int o = 0; o < K; o++) y[o] *= gate(to_f32(z(o)));
+    }
+    if (p.residual) {
+#pragma unroll
+        for (int o = 0; o < K; o++) y[o] += to_f32(residual(o));
+    }
 }
