@@ -6,6 +6,7 @@
 // it, which counts where it is large beside the differences; the mean of the differences, which
 // costs no further pass, takes that out again.
 
+#include "common/early.cuh"
 #include "common/warp.cuh"
 
 struct Norm {
@@ -60,6 +61,8 @@ template <int THREADS> __device__ __forceinline__ f32 row_sum(f32 x, f32* scratc
 
 template <int THREADS, int VEC, int PACKS> __device__ __forceinline__ void held(const Norm& p) {
     __shared__ f32 scratch[3][WARP];
+    let_next_begin();
+    await_previous();
     const int tid = threadIdx.x % THREADS;
     const s64 row = (s64)blockIdx.x * (blockDim.x / THREADS) + threadIdx.x / THREADS;
     if (row >= p.rows) return; // whole warps, and no block-wide sum follows where rows share a block
@@ -101,6 +104,8 @@ template <int THREADS, int VEC, int PACKS> __device__ __forceinline__ void held(
 
 template <int THREADS, int VEC> __device__ __forceinline__ void streamed(const Norm& p) {
     __shared__ f32 scratch[3][WARP];
+    let_next_begin();
+    await_previous();
     const s64 row = blockIdx.x;
     const f32 width = (f32)p.width;
     f32 value[VEC];
