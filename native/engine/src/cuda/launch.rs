@@ -27,7 +27,7 @@ pub struct Context<'a> {
 pub struct Grid {
     pub blocks: [u32; 3],
     pub threads: [u32; 3],
-    /// Bytes of dynamic shared memory. Above 48 KB the kernel is opted in.
+    /// Bytes of dynamic shared memory. Above 48 KB, with what is declared, the kernel is opted in.
     pub shared: u32,
     /// All blocks run at once and may wait for each other.
     pub cooperative: bool,

@@ -94,7 +94,7 @@ struct Entry {
     /// Bytes of shared memory that the kernel declares itself.
     shared: u32,
     registers: u32,
-    /// Whether it may have more than 48 KB of dynamic shared memory.
+    /// Whether it may have more than 48 KB of shared memory.
     opted_in: AtomicBool,
     /// Whether it may have clusters of more than eight blocks.
     wide: AtomicBool,
@@ -125,7 +125,7 @@ impl Function {
         const WITHOUT_ASKING: u32 = 48 << 10;
         const MAX_DYNAMIC_SHARED: u32 =
             CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as u32;
-        if bytes <= WITHOUT_ASKING {
+        if bytes.saturating_add(self.0.shared) <= WITHOUT_ASKING {
             return Ok(());
         }
         let most = props.shared_optin.saturating_sub(self.0.shared);
