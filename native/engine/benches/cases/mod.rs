@@ -254,8 +254,14 @@ pub fn cases() -> Vec<Case> {
     ] {
         cases.push(scan("scan", dtype, shape, None));
     }
-    for shape in [[1, 1, 512, 16], [1, 60, 512, 16]] {
-        cases.push(scan("scan_norm", F32, shape, Some(NormKind::RmsNorm)));
+    for (dtype, shape) in [
+        (F32, [1, 1, 512, 16]),
+        (F32, [1, 60, 512, 16]),
+        (F32, [32, 60, 1024, 16]),
+        (F32, [8, 2048, 2048, 16]),
+        (BF16, [8, 2048, 2048, 16]),
+    ] {
+        cases.push(scan("scan_norm", dtype, shape, Some(NormKind::RmsNorm)));
     }
     for kind in [NormKind::LayerNorm, NormKind::RmsNorm] {
         for shape in [[60, 512], [4096, 1024], [16384, 4096], [8192, 12288]] {

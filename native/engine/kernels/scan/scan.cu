@@ -19,6 +19,8 @@
 // b, c and z may each be a part of the rows of another tensor: the entries whose names end in `rows`
 // go by pitches. They are entries of their own, since the others are measured as they are.
 //
+// With NORM the norm over D is done in the same launch: see scan/normed.cuh.
+//
 // With the module come STATES, LANES, OWN, WARPS_A_BLOCK, BLOCKS (that a multiprocessor is to
 // hold), and EVEN (there are STATES · LANES states, and not fewer).
 
@@ -26,6 +28,9 @@
 #include "common/warp.cuh"
 #include "common/wide.cuh"
 #include "scan/window.cuh"
+#ifdef NORM
+#include "scan/normed.cuh"
+#endif
 
 constexpr int THREADS = WARPS_A_BLOCK * WARP;
 constexpr int CHANNELS = WARP / LANES; // of a warp
@@ -77,7 +82,17 @@ __device__ __forceinline__ f32 all_meet(f32 y) {
     return y;
 }
 
-template <bool OUT, bool ROWS> __device__ __forceinline__ void scan(const Scan& p) {
+#ifdef NORM
+typedef Normed<WARPS_A_BLOCK, OWN, LANES> Exchange;
+#define WITH_NORM(...) __VA_ARGS__
+constexpr bool NORMS = true;
+#else
+#define WITH_NORM(...)
+constexpr bool NORMS = false;
+#endif
+
+template <bool OUT, bool ROWS>
+__device__ __forceinline__ void scan(const Scan& p WITH_NORM(, const Norm& norm)) {
     __shared__ __align__(16) f32 s_b[BUFFERS][SPAN * PADDED];
     __shared__ __align__(16) f32 s_c[BUFFERS][SPAN * PADDED];
     __shared__ float2 s_du[WARPS_A_BLOCK][FRAMES * CHANNELS]; // dt and dt·x
@@ -86,6 +101,18 @@ template <bool OUT, bool ROWS> __device__ __forceinline__ void scan(const Scan& 
     const int group = lane / CHANNELS, ch = lane % CHANNELS;
     const s64 row = blockIdx.x;
     const int chunk = blockIdx.z;
+#ifdef NORM
+    extern __shared__ __align__(16) f32 kept[];
+    const Exchange exchange{norm, kept, row, p.length, p.channels, (int)blockIdx.y, (int)gridDim.y,
+                            warp, lane};
+    // From one lane, so that the warp is known not to part.
+    if (__shfl_sync(~0u, warp, 0) >= WARPS_A_BLOCK) {
+        let_next_begin();
+        await_previous();
+        exchange.serve();
+        return;
+    }
+#endif
     const int channel = ((int)blockIdx.y * WARPS_A_BLOCK + warp) * CHANNELS + ch;
     const bool live = channel < p.channels;
     const int n0 = group * STATES, own = p.states - n0;
@@ -165,6 +192,12 @@ template <bool OUT, bool ROWS> __device__ __forceinline__ void scan(const Scan& 
             for (int j = 0; j < STATES; j++) h[j] = fmaf(power(elapsed * a[j]), h[j], carry[j]);
         }
     }
+    if constexpr (NORMS || (ROWS && !EXACT)) {
+        // Used here, or each tile's first multiply-adds wait for the loads of the next one as well, which
+        // ptxas may count as it does those of h.
+#pragma unroll
+        for (int j = 0; j < STATES; j++) h[j] += 0.f;
+    }
     const f32 bias = bias_of.value(p.bias_f32), d = d_of.value(p.d_f32);
     f32 elapsed = 0.f;
 
@@ -199,10 +232,15 @@ template <bool OUT, bool ROWS> __device__ __forceinline__ void scan(const Scan& 
                     if (OUT) c[i] = in ? to_f32(p.c[of_c]) : 0.f;
                 }
             }
+#ifdef NORM
+            Exchange::meet_scanning();
+#else
             __syncthreads();
+#endif
             at_b = b + n0;
             at_c = c + n0;
         }
+        WITH_NORM(Exchange::await_room(turn);)
         turn++;
 
         f32 dt[OWN], skip[OWN];
@@ -285,6 +323,7 @@ template <bool OUT, bool ROWS> __device__ __forceinline__ void scan(const Scan& 
                     if (live && group + o * LANES < count)
                         *behind(to, at0 + o * hop) = from_f32<T>(y[o]);
             }
+            WITH_NORM(exchange.keep(y, turn - 1, t0 + FRAMES >= end);)
         }
     }
 
@@ -298,6 +337,16 @@ template <bool OUT, bool ROWS> __device__ __forceinline__ void scan(const Scan& 
     }
 }
 
+#ifdef NORM
+#define ENTRY(NAME, ROWS)                                                                          \
+    extern "C" __global__ void __launch_bounds__(Exchange::THREADS, BLOCKS)                        \
+        NAME(const __grid_constant__ Scan p, const __grid_constant__ Norm norm) {                  \
+        scan<true, ROWS>(p, norm);                                                                 \
+    }
+
+ENTRY(scan_norm, false)
+ENTRY(scan_norm_rows, true)
+#else
 #define ENTRY(NAME, OUT, ROWS)                                                                     \
     extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)                                  \
         NAME(const __grid_constant__ Scan p) {                                                     \
@@ -308,3 +357,4 @@ ENTRY(scan_y, true, false)
 ENTRY(scan_carry, false, false)
 ENTRY(scan_y_rows, true, true)
 ENTRY(scan_carry_rows, false, true)
+#endif

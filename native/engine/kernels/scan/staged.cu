@@ -15,12 +15,19 @@
 #include "common/warp.cuh"
 #include "common/wide.cuh"
 #include "scan/window.cuh"
+#ifdef NORM
+#include "scan/normed.cuh"
+#endif
 
 constexpr int STATES = 8;
 constexpr int LANES = 2;
 constexpr int OWN = 8; // frames of a tile that a lane finishes
 constexpr int WARPS = 4;
-constexpr int BLOCKS = 4; // that a multiprocessor is to hold
+#ifdef NORM
+constexpr int BLOCKS = 2; // that a multiprocessor is to hold
+#else
+constexpr int BLOCKS = 4;
+#endif
 constexpr int N = STATES * LANES;
 constexpr int THREADS = WARPS * WARP;
 constexpr int CHANNELS = WARP / LANES; // of a warp
@@ -35,7 +42,15 @@ constexpr int TILE = FRAMES * CHANNELS;
 // A lane has one part of a tile.
 static_assert(sizeof(T) == 2 && 2 * PACKS % THREADS == 0 && FRAMES * PARTS == WARP);
 
-template <bool ROWS> __device__ __forceinline__ void scan(const Scan& p) {
+#ifdef NORM
+typedef Normed<WARPS, OWN, LANES> Exchange;
+#define WITH_NORM(...) __VA_ARGS__
+#else
+#define WITH_NORM(...)
+#endif
+
+template <bool ROWS>
+__device__ __forceinline__ void scan(const Scan& p WITH_NORM(, const Norm& norm)) {
     __shared__ __align__(16) f32 s_b[2][SPAN * N];
     __shared__ __align__(16) f32 s_c[2][SPAN * N];
     __shared__ float2 s_du[WARPS][TILE]; // dt and dt·x
@@ -44,6 +59,18 @@ template <bool ROWS> __device__ __forceinline__ void scan(const Scan& p) {
     const int tid = threadIdx.x, lane = tid % WARP, warp = tid / WARP;
     const int group = lane / CHANNELS, ch = lane % CHANNELS;
     const s64 row = blockIdx.x, length = p.length;
+#ifdef NORM
+    extern __shared__ __align__(16) f32 kept[];
+    const Exchange exchange{norm, kept, row, length, p.channels, (int)blockIdx.y, (int)gridDim.y,
+                            warp, lane};
+    // From one lane, so that the warp is known not to part.
+    if (__shfl_sync(~0u, warp, 0) >= WARPS) {
+        let_next_begin();
+        await_previous();
+        exchange.serve();
+        return;
+    }
+#endif
     const int channel0 = ((int)blockIdx.y * WARPS + warp) * CHANNELS, channel = channel0 + ch;
     const bool live = channel < p.channels;
 
@@ -121,10 +148,15 @@ template <bool ROWS> __device__ __forceinline__ void scan(const Scan& p) {
                 keep((pack < PACKS ? b : c) + pack % PACKS * 4, next_bc[i]);
             }
             if (t0 + SPAN < length) fetch_vectors(t0 + SPAN);
+#ifdef NORM
+            Exchange::meet_scanning();
+#else
             __syncthreads();
+#endif
             at_b = b + group * STATES;
             at_c = c + group * STATES;
         }
+        WITH_NORM(Exchange::await_room(turn);)
         copy_async_wait<0>();
         __syncwarp(); // what the warp asked for is there, and what the tile before left has been stored
         if (t0 + FRAMES < length) fetch(t0 + FRAMES, turn + 1);
@@ -173,6 +205,7 @@ template <bool ROWS> __device__ __forceinline__ void scan(const Scan& p) {
             for (int o = 0; o < OWN; o++) y[o] = fmaf(d, to_f32(x_in[o * WARP]), y[o]);
         }
         finish(y, p, [&](int o) { return z_in[o * WARP]; }, [&](int o) { return residual_in[o * WARP]; });
+        WITH_NORM(exchange.keep(y, turn, t0 + FRAMES >= length);)
 #pragma unroll
         for (int o = 0; o < OWN; o++) dt_in[o * WARP] = from_f32<T>(y[o]);
         __syncwarp();
@@ -184,6 +217,17 @@ template <bool ROWS> __device__ __forceinline__ void scan(const Scan& p) {
     if (live) write_row(p.h + row * cells + cell, h);
 }
 
+#ifdef NORM
+extern "C" __global__ void __launch_bounds__(Exchange::THREADS, BLOCKS)
+    scan_staged_norm(const __grid_constant__ Scan p, const __grid_constant__ Norm norm) {
+    scan<false>(p, norm);
+}
+
+extern "C" __global__ void __launch_bounds__(Exchange::THREADS, BLOCKS)
+    scan_staged_norm_rows(const __grid_constant__ Scan p, const __grid_constant__ Norm norm) {
+    scan<true>(p, norm);
+}
+#else
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     scan_staged(const __grid_constant__ Scan p) {
     scan<false>(p);
@@ -193,3 +237,4 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     scan_staged_rows(const __grid_constant__ Scan p) {
     scan<true>(p);
 }
+#endif

@@ -1,12 +1,12 @@
 //! `selective_scan`: a window by one of the kernels of `scan_way.rs`, one frame by a kernel of its own,
 //! with the norm over D in it. Two launches for a window that is cut; and one more for the norm of a
-//! window.
+//! window, but for long ones of many channels, whose blocks tell each other what the norm needs.
 
 use super::launch::{Args, Context, Grid};
 use super::modules::Module;
 use super::norm;
 use super::props::Props;
-use super::scan_way::{self, Shape, WARP, Window};
+use super::scan_way::{self, Normed, Shape, WARP, Window};
 use super::walk::stray;
 use crate::call::{Call, Rows};
 use crate::device::Explanation;
@@ -94,6 +94,21 @@ struct Step {
     padding: i32,
 }
 
+/// As in `scan/normed.cuh`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+struct Norm {
+    gamma: u64,
+    beta: u64,
+    normed: u64,
+    shares: u64,
+    rows: u64,
+    epsilon: f32,
+    whole: f32,
+    centred: i32,
+    padding: i32,
+}
+
 fn step_module(dtype: DType) -> Module {
     Module::of(STEP, dtype).define("CLUSTER", STEP_CLUSTER)
 }
@@ -111,6 +126,8 @@ fn shape(inputs: &[Option<&Spec>]) -> Result<Shape> {
 #[derive(Debug, Clone, Copy)]
 enum Way {
     Window(Window),
+    /// With the norm.
+    Normed(Window, Normed),
     /// One frame: channels of a block, lanes of a channel.
     Step {
         width: usize,
@@ -152,11 +169,15 @@ fn plan(props: &Props, op: &SelectiveScan, inputs: &[Option<&Spec>]) -> Result<P
         why = window.why(&shape);
         threads = window.threads();
         blocks = [batch, channels.div_ceil(window.channels()), window.chunks(&shape)];
-        way = Way::Window(window);
+        let normed = has_norm.then(|| scan_way::normed(props, &shape, window)).flatten();
+        way = normed.map_or(Way::Window(window), |normed| Way::Normed(window, normed));
     }
-    let norm_inside = has_norm && held && length == 1;
+    let norm_inside = has_norm && (held && length == 1 || matches!(way, Way::Normed(..)));
     match (has_norm, norm_inside, length) {
         (false, ..) => {}
+        (_, true, 2..) => why.push_str(
+            "; the norm in the same cooperative launch, as the blocks of a row tell each other",
+        ),
         (_, true, _) if cluster > 1 => {
             why.push_str(&format!("; the norm in the same launch, a row in {cluster} blocks"))
         }
@@ -164,8 +185,13 @@ fn plan(props: &Props, op: &SelectiveScan, inputs: &[Option<&Spec>]) -> Result<P
         (_, _, 1) => why.push_str("; the norm in one more launch, as a row is too long"),
         _ => why.push_str("; the norm in one more launch, as a window's rows lie across blocks"),
     }
+    let threads = match way {
+        Way::Normed(_, normed) => normed.threads(),
+        _ => threads,
+    };
     let grid = Grid::new_3d(blocks, threads as u32)?;
     let grid = match way {
+        Way::Normed(_, normed) => grid.shared(normed.shared as u32).cooperative(),
         Way::Step { width, .. } if norm_inside => {
             grid.shared(4 * width as u32).clusters(cluster as u32)
         }
@@ -178,6 +204,7 @@ impl Plan {
     fn module(&self) -> Module {
         match self.way {
             Way::Window(window) => window.module(self.shape.dtype),
+            Way::Normed(_, normed) => normed.module(self.shape.dtype),
             Way::Step { .. } => step_module(self.shape.dtype),
         }
     }
@@ -185,7 +212,7 @@ impl Plan {
     fn chunks(&self) -> usize {
         match self.way {
             Way::Window(window) => window.chunks(&self.shape),
-            Way::Step { .. } => 1,
+            Way::Normed(..) | Way::Step { .. } => 1,
         }
     }
 
@@ -193,6 +220,8 @@ impl Plan {
         match self.way {
             Way::Step { .. } if self.norm_inside => "step_norm",
             Way::Step { .. } => "step",
+            Way::Normed(Window::Staged, _) => "staged_norm",
+            Way::Normed(..) => "channels_norm",
             Way::Window(Window::Spread(_)) => "spread",
             Way::Window(Window::Staged) => "staged",
             Way::Window(_) if self.chunks() > 1 => "chunks",
@@ -205,6 +234,10 @@ impl Plan {
         match (self.way, by_rows) {
             (Way::Step { .. }, _) if self.norm_inside => &["step_norm"],
             (Way::Step { .. }, _) => &["step"],
+            (Way::Normed(Window::Staged, _), false) => &["scan_staged_norm"],
+            (Way::Normed(Window::Staged, _), true) => &["scan_staged_norm_rows"],
+            (Way::Normed(..), false) => &["scan_norm"],
+            (Way::Normed(..), true) => &["scan_norm_rows"],
             (Way::Window(Window::Spread(_)), _) => &["scan_spread"],
             (Way::Window(Window::Staged), false) => &["scan_staged"],
             (Way::Window(Window::Staged), true) => &["scan_staged_rows"],
@@ -215,8 +248,11 @@ impl Plan {
         }
     }
 
-    /// Bytes of what chunks hand on, and of their times.
+    /// Bytes of what chunks hand on, and of their times; or of what blocks tell each other for the norm.
     fn carries(&self) -> [usize; 2] {
+        if let Way::Normed(_, normed) = self.way {
+            return normed.exchange(self.shape.batch);
+        }
         if self.chunks() == 1 {
             return [0; 2];
         }
@@ -289,7 +325,7 @@ pub unsafe fn launch(cx: &Context, op: &SelectiveScan, call: &Call) -> Result<()
     let mut args = Args::new();
     let chunks = plan.chunks();
     match plan.way {
-        Way::Window(window) => args.value(Scan {
+        Way::Window(window) | Way::Normed(window, _) => args.value(Scan {
             x,
             dt,
             a,
@@ -351,6 +387,22 @@ pub unsafe fn launch(cx: &Context, op: &SelectiveScan, call: &Call) -> Result<()
             padding: 0,
         }),
     };
+    if let Way::Normed(..) = plan.way {
+        let [shares, rows] = plan.carries();
+        args.value(Norm {
+            gamma,
+            beta,
+            normed,
+            shares: call.workspace,
+            rows: call.workspace + shares as u64,
+            epsilon: op.epsilon as f32,
+            whole: 1.0 / shape.channels as f32,
+            centred: i32::from(centred),
+            padding: 0,
+        });
+        // SAFETY: the workspace holds what blocks tell each other.
+        unsafe { cx.memset_zero(call.workspace, shares + rows) }?;
+    }
     let module = plan.module();
     // A kernel that fills the card is spread less evenly where the one ahead still has a part of it.
     let blocks = plan.grid.blocks.into_iter().fold(1, u32::saturating_mul);
@@ -359,7 +411,8 @@ pub unsafe fn launch(cx: &Context, op: &SelectiveScan, call: &Call) -> Result<()
         _ => 1,
     };
     let small = blocks <= at_once * cx.props().sms;
-    let grid = plan.grid.early(small && call.constant([2, 5, 7]));
+    let early = small && !plan.grid.cooperative && call.constant([2, 5, 7]);
+    let grid = plan.grid.early(early);
     for entry in plan.entries(by_rows) {
         let function = cx.function(&module, entry)?;
         // SAFETY: this is the entry's parameter, and the caller vouches for the addresses.
@@ -413,6 +466,46 @@ mod tests {
         }
     }
 
+    /// The norm goes with the scan where all blocks of a row are whole and on the card at once: a whole
+    /// number of them, whose words fit the workspace.
+    #[test]
+    fn norms_in_the_launch() {
+        let all = all_modules();
+        let op = SelectiveScan { norm: Some(NormKind::RmsNorm), ..PLAIN };
+        let h200 = Props { shared_per_sm: 233_472, ..props(132, 232_448) };
+        for (dtype, shape, expected) in [
+            (DType::F32, [8, 2048, 2048, 16], "channels_norm"),
+            (DType::BF16, [8, 2048, 2048, 16], "staged_norm"),
+            (DType::F16, [4, 512, 4096, 16], "staged_norm"),
+            (DType::F32, [264, 512, 64, 16], "channels_norm"),
+            (DType::F32, [265, 512, 64, 16], "channels"),
+            (DType::F32, [8, 511, 2048, 16], "channels"),
+            (DType::F32, [8, 2048, 2047, 16], "channels"),
+            (DType::BF16, [8, 2048, 4096, 16], "staged"),
+            (DType::F32, [8, 2048, 1024, 16], "channels"),
+            (DType::F32, [1, 60, 512, 16], "spread"),
+        ] {
+            let row = Spec::new(dtype, shape[..3].to_vec()).unwrap();
+            let a = Spec::new(DType::F32, [shape[2], shape[3]]).unwrap();
+            let b = Spec::new(dtype, [shape[0], shape[1], shape[3]]).unwrap();
+            let inputs = [Some(&row), Some(&row), Some(&a), Some(&b), Some(&b)];
+            let chosen = plan(&h200, &op, &inputs).unwrap();
+            assert_eq!(chosen.variant(), expected, "{dtype:?} {shape:?}");
+            assert!(all.contains(&chosen.module()), "{shape:?}");
+            let one = chosen.norm_inside;
+            assert_eq!(one, expected.ends_with("norm"), "{shape:?}");
+            let explained = explain(&h200, &op, &inputs).unwrap();
+            assert_eq!(explained.launches, if one { 1 } else { 2 }, "{shape:?}");
+            let words = shape[0] * 8 * 32 * (shape[2] / 64 + 2) * 8;
+            assert_eq!(workspace(&h200, &op, &inputs).unwrap(), if one { words } else { 0 });
+            // A card that holds one such block a multiprocessor has too few of them.
+            let small = Props { shared_per_sm: 102_400, ..props(132, 101_376) };
+            assert!(plan(&small, &op, &inputs).unwrap().norm_after, "{shape:?}");
+            let alone = Props { cooperative: false, ..h200.clone() };
+            assert!(plan(&alone, &op, &inputs).unwrap().norm_after, "{shape:?}");
+        }
+    }
+
     /// Whatever is chosen covers the window, and is among the modules that are made ahead.
     #[test]
     fn blocks_cover_the_channels() {
@@ -425,7 +518,7 @@ mod tests {
                         let plan = plan_of(DType::BF16, shape);
                         let window = match plan.way {
                             Way::Window(window) => window,
-                            Way::Step { .. } => unreachable!("{shape:?}"),
+                            _ => unreachable!("{shape:?}"),
                         };
                         let of = window.channels();
                         let [x, y, z] = plan.grid.blocks.map(|b| b as usize);

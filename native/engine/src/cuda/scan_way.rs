@@ -22,6 +22,16 @@ const CHUNKS: usize = 64;
 const SPAN: usize = 32;
 /// Channels in 16 bytes of a 16-bit type.
 const PACK: usize = 8;
+/// As in `scan/normed.cuh`: warps of a block that norm, frames that these go by, and how many such spans
+/// are in shared memory and in the device's; and blocks that a multiprocessor holds.
+const HELPERS: usize = 2;
+const NORM_SPAN: usize = WARP;
+const NORM_RING: usize = 4;
+const NORM_SLOTS: usize = 8;
+const NORM_BLOCKS: usize = 2;
+/// Shared memory that such a kernel has beside its dynamic one, at most, and that a block takes by itself.
+const NORM_DECLARED: usize = 42 << 10;
+const RESERVED: usize = 1 << 10;
 
 #[derive(Debug, Clone, Copy)]
 pub struct Shape {
@@ -223,6 +233,60 @@ pub fn window(props: &Props, shape: &Shape) -> Window {
     }
 }
 
+/// The norm over D in the launch of a window's scan: the blocks of a row hand each other what they have
+/// of its frames, so that all blocks of the grid have to be on the card at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Normed {
+    /// Of a row.
+    pub blocks: usize,
+    /// Dynamic shared memory of a block, in bytes.
+    pub shared: usize,
+    window: Window,
+}
+
+/// For windows of the kernels that have it, where a row is whole blocks.
+pub fn normed(props: &Props, shape: &Shape, window: Window) -> Option<Normed> {
+    let dtype_has_it = match window {
+        Window::Whole(kernel) => kernel == SIXTEEN[0] && shape.dtype == DType::F32,
+        Window::Staged => true,
+        _ => false,
+    };
+    let width = window.channels();
+    let whole = shape.channels > 0 && shape.channels.is_multiple_of(width);
+    if !dtype_has_it || !whole || shape.length < LONG || !props.cooperative {
+        return None;
+    }
+    // Each frame's values lie by warps, with four between two frames of a warp.
+    let of_warp = width / SIXTEEN[0].warps;
+    let ring = NORM_RING * SIXTEEN[0].warps * NORM_SPAN * (of_warp + 4);
+    let shared = 4 * (ring + 4 * NORM_SPAN);
+    let held = props.shared_per_sm as usize / (shared + NORM_DECLARED + RESERVED);
+    let fits = shared + NORM_DECLARED <= props.shared_optin as usize;
+    let blocks = shape.channels / width;
+    let at_once = held.min(NORM_BLOCKS) * props.sms as usize;
+    let all = shape.batch.saturating_mul(blocks);
+    (fits && all <= at_once).then_some(Normed { blocks, shared, window })
+}
+
+impl Normed {
+    pub fn module(self, dtype: DType) -> Module {
+        let Window::Whole(kernel) = self.window else {
+            return Module::of(STAGED, dtype).define("NORM", 1);
+        };
+        Kernel { blocks: NORM_BLOCKS, ..kernel }.module(dtype).define("NORM", 1)
+    }
+
+    pub fn threads(self) -> usize {
+        self.window.threads() + HELPERS * WARP
+    }
+
+    /// Bytes of what blocks hand each other of a batch: shares, and of rows.
+    pub fn exchange(self, batch: usize) -> [usize; 2] {
+        let slots = batch.saturating_mul(NORM_SLOTS * NORM_SPAN * 8);
+        [slots.saturating_mul(self.blocks), slots.saturating_mul(2)]
+    }
+}
+
 impl Window {
     /// States of a lane, lanes of a channel, warps and channels of a block.
     fn layout(self) -> [usize; 4] {
@@ -291,9 +355,14 @@ impl Window {
 pub fn modules(dtype: DType) -> Vec<Module> {
     let mut modules: Vec<_> = SIXTEEN.iter().chain(&ANY).map(|k| k.module(dtype)).collect();
     modules.extend(APART.map(|k| k.module(dtype)));
-    if dtype != DType::F32 {
-        modules.push(Window::Staged.module(dtype));
-    }
+    let widest = match dtype {
+        DType::F32 => Window::Whole(SIXTEEN[0]),
+        _ => {
+            modules.push(Window::Staged.module(dtype));
+            Window::Staged
+        }
+    };
+    modules.push(Normed { blocks: 0, shared: 0, window: widest }.module(dtype));
     modules
 }
 

@@ -95,6 +95,7 @@ pub static SOURCES: &[(&str, &str)] = sources![
     "sample/sample.cu",
     "scan/block.cu",
     "scan/math.cuh",
+    "scan/normed.cuh",
     "scan/scan.cu",
     "scan/spread.cu",
     "scan/staged.cu",

@@ -216,6 +216,34 @@ fn norms() {
     run.finish();
 }
 
+/// Windows of many channels, whose norm is in the launch of the scan where the card has as many
+/// multiprocessors as these ask for: 4 and 6 here, which the emulator has if asked to; and those whose
+/// rows are no whole blocks.
+#[test]
+fn norms_of_long_windows() {
+    let mut run = Run::new("selective_scan norms of long windows");
+    for dtype in NETWORK {
+        for shape in [
+            [1, 512, 512, 16],
+            [2, 513, 256, 16],
+            [8, 527, 64, 16],
+            [7, 543, 64, 16],
+            [1, 576, 704, 16],
+            [4, 545, 128, 16],
+            [1, 1000, 500, 16],
+            [3, 514, 127, 16],
+        ] {
+            for norm in [NormKind::LayerNorm, NormKind::RmsNorm] {
+                let norm = Some(norm);
+                check(&mut run, dtype, shape, Options { norm, residual: true, ..MAMBA });
+                let any = random(&mut run);
+                check(&mut run, dtype, shape, Options { norm, ..any });
+            }
+        }
+    }
+    run.finish();
+}
+
 #[test]
 fn empty() {
     let mut run = Run::new("selective_scan empty");
@@ -307,6 +335,23 @@ mod large {
         let mut run = Run::new("large selective_scan");
         for dtype in NETWORK {
             check(&mut run, dtype, [8, 523, 1856, 16], Options { residual: true, ..MAMBA });
+        }
+        run.finish();
+    }
+
+    /// Whose blocks are all on an H200 at once, and one more than that.
+    #[test]
+    fn norms() {
+        let mut run = Run::new("large selective_scan norms");
+        for dtype in NETWORK {
+            for [batch, length, channels] in
+                [[8, 513, 1856], [4, 530, 4096], [264, 512, 64], [265, 515, 64]]
+            {
+                for norm in [NormKind::LayerNorm, NormKind::RmsNorm] {
+                    let o = Options { norm: Some(norm), residual: true, ..MAMBA };
+                    check(&mut run, dtype, [batch, length, channels, 16], o);
+                }
+            }
         }
         run.finish();
     }

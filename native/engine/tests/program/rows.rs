@@ -39,6 +39,11 @@ impl Window {
         [2 * self.width, self.rank + 2 * self.states, self.width].map(|w| self.rows(w)).to_vec()
     }
 
+    /// With a norm where the scan's kernels for long windows of whole blocks may have it.
+    fn norm(&self) -> Option<NormKind> {
+        (self.length >= 512 && self.width % 64 == 0).then_some(NormKind::RmsNorm)
+    }
+
     fn graph(&self) -> Graph {
         let Window { width, states, rank, .. } = *self;
         let given = |i| node(Op::Cast(Cast { r#type: self.dtype }), &[Input(i)]);
@@ -46,11 +51,16 @@ impl Window {
         let scan = Op::SelectiveScan(SelectiveScan {
             dt_softplus: true,
             dt_clamp: None,
-            norm: None,
+            norm: self.norm(),
             epsilon: 1e-5,
         });
         let all = [n(7), n(2), Param(1), n(5), n(6)].map(Some);
-        let inputs = all.into_iter().chain([None, Some(n(4))]).collect();
+        let mut inputs: Vec<_> = all.into_iter().chain([None, Some(n(4))]).collect();
+        let mut outputs = vec![n(8), Ref::Node(8, 1), Ref::Node(7, 1)];
+        if self.norm().is_some() {
+            inputs.extend([None, None, None, Some(Param(2))]);
+            outputs.push(Ref::Node(8, 2));
+        }
         Graph {
             nodes: vec![
                 given(0),
@@ -64,7 +74,7 @@ impl Window {
                 Node { op: scan, inputs },
             ],
             inputs: self.inputs(),
-            outputs: vec![n(8), Ref::Node(8, 1), Ref::Node(7, 1)],
+            outputs,
             next_state: vec![],
         }
     }
@@ -77,7 +87,9 @@ impl Window {
             let tensor = Tensor::from_bytes(device, f32s(shape), &bytes(&floats)).unwrap();
             device.run(&Op::Cast(Cast { r#type: dtype }), &[Some(&tensor)]).unwrap().remove(0)
         };
-        vec![of(&[4, width], 1.0), of(&[width, states], -1.0)]
+        let mut all = vec![of(&[4, width], 1.0), of(&[width, states], -1.0)];
+        all.extend(self.norm().map(|_| of(&[width], 1.0)));
+        all
     }
 
     /// How many of the four slices are steps.
@@ -135,6 +147,9 @@ fn a_part_of_each_row_is_read_where_it_lies() {
             (window(f32, 1, 2000, 8, 16), 0),
             // Many channels on a small card.
             (window(bf16, 3, 515, 600, 16), 0),
+            // With a norm, which is in the launch of the scan on a card of four multiprocessors.
+            (window(f32, 4, 515, 128, 16), 0),
+            (window(bf16, 2, 531, 256, 16), 0),
             // Any number of states; one row of the batch a frame, and several.
             (window(f32, 2, 9, 12, 4), 0),
             (window(f32, 2, 9, 12, 40), 0),
