@@ -41,7 +41,7 @@ impl Window {
 
     /// With a norm where the scan's kernels for long windows of whole blocks may have it.
     fn norm(&self) -> Option<NormKind> {
-        (self.length >= 512 && self.width % 64 == 0).then_some(NormKind::RmsNorm)
+        (self.length >= 512 && self.width.is_multiple_of(64)).then_some(NormKind::RmsNorm)
     }
 
     fn graph(&self) -> Graph {
