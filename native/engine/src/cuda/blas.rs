@@ -21,6 +21,7 @@ use libloading::Library;
 use once_cell::sync::OnceCell;
 
 use super::driver::Driver;
+use super::library::OfDevice;
 use super::modules::Relaxed;
 use super::search::{self, Place};
 use crate::error::{Error, Result};
@@ -149,8 +150,8 @@ impl Api {
 }
 
 /// A device's cuBLASLt, opened when it is first asked for.
-#[derive(Clone, Default)]
-pub struct Blas(Option<Arc<Device>>);
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Blas(OfDevice<Device>);
 
 struct Device {
     driver: Arc<Driver>,
@@ -173,7 +174,7 @@ unsafe impl Sync for Opened {}
 impl Blas {
     pub(super) fn new(driver: &Arc<Driver>) -> Self {
         let (opened, plans) = Default::default();
-        Blas(Some(Arc::new(Device { driver: Arc::clone(driver), opened, plans })))
+        Blas(OfDevice::new(Device { driver: Arc::clone(driver), opened, plans }))
     }
 
     /// The product as the library would do it, or why it does not.
@@ -199,7 +200,7 @@ impl Blas {
 
     /// Whether a launch of it would have nothing to open, choose or load.
     pub(super) fn is_warm(&self, matmul: &Matmul) -> bool {
-        let Some(device) = &self.0 else { return true };
+        let Some(device) = self.0.as_ref() else { return true };
         let plans = device.plans.read().unwrap_or_else(PoisonError::into_inner);
         match plans.get(matmul) {
             Some(Ok(plan)) => plan.warm.load(Ordering::Relaxed),
@@ -218,7 +219,7 @@ impl Blas {
         let Some(Ok(opened)) = self.0.as_ref().and_then(|device| device.opened.get()) else {
             return Err(Error::Internal("a plan of cuBLASLt's without cuBLASLt".into()));
         };
-        let Some(device) = &self.0 else { return Ok(()) };
+        let Some(device) = self.0.as_ref() else { return Ok(()) };
         device.driver.enter()?;
         // Its kernels are loaded at their first launch, also in the middle of a capture.
         let _relaxed = match plan.warm.load(Ordering::Relaxed) {
@@ -300,27 +301,15 @@ impl Device {
     }
 }
 
-impl fmt::Debug for Blas {
+impl fmt::Debug for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0.as_ref().and_then(|device| device.opened.get()) {
-            Some(Ok(opened)) => write!(f, "Blas({} at {})", opened.api.version, opened.api.at),
-            Some(Err(why)) => write!(f, "Blas({why})"),
-            None => f.write_str("Blas"),
+        match self.opened.get() {
+            Some(Ok(opened)) => write!(f, "{} at {}", opened.api.version, opened.api.at),
+            Some(Err(why)) => f.write_str(why),
+            None => f.write_str("not asked for yet"),
         }
     }
 }
-
-impl PartialEq for Blas {
-    fn eq(&self, other: &Blas) -> bool {
-        match (&self.0, &other.0) {
-            (Some(a), Some(b)) => Arc::ptr_eq(a, b),
-            (None, None) => true,
-            _ => false,
-        }
-    }
-}
-
-impl Eq for Blas {}
 
 /// y {rows, columns} ← a {rows, inner} · b {inner, columns}, plus a bias {columns} and an addend of
 /// y's shape where there are such; for each of a batch. y is dense, row after row.

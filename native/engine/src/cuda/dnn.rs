@@ -17,6 +17,7 @@ use once_cell::sync::OnceCell;
 use super::blas::Owned;
 use super::correlation::{AXES, Convolution};
 use super::driver::Driver;
+use super::library::OfDevice;
 use super::modules::Relaxed;
 use super::search::{self, Place};
 use crate::error::{Error, Result};
@@ -215,8 +216,8 @@ impl Api {
 }
 
 /// A device's cuDNN, opened when it is first asked for.
-#[derive(Clone, Default)]
-pub struct Dnn(Option<Arc<Device>>);
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Dnn(OfDevice<Device>);
 
 struct Device {
     driver: Arc<Driver>,
@@ -239,7 +240,7 @@ unsafe impl Sync for Opened {}
 impl Dnn {
     pub(super) fn new(driver: &Arc<Driver>) -> Self {
         let (opened, plans) = Default::default();
-        Dnn(Some(Arc::new(Device { driver: Arc::clone(driver), opened, plans })))
+        Dnn(OfDevice::new(Device { driver: Arc::clone(driver), opened, plans }))
     }
 
     /// The convolution as the library would do it, or why it does not.
@@ -281,7 +282,7 @@ impl Dnn {
     /// The addresses are live device memory of the shapes of the plan's [`Convolution`] until the
     /// work is done, `y` overlaps no other, and `workspace` has [`Plan::workspace`] bytes.
     pub(super) unsafe fn launch(&self, stream: CUstream, plan: &Plan, at: Addresses) -> Result<()> {
-        let Some(device) = &self.0 else {
+        let Some(device) = self.0.as_ref() else {
             return Err(Error::Internal("a plan of cuDNN's without cuDNN".into()));
         };
         let failed = |message| Error::Driver { call: "cudnnConvolutionForward", message };
@@ -381,27 +382,15 @@ impl Opened {
     }
 }
 
-impl fmt::Debug for Dnn {
+impl fmt::Debug for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0.as_ref().and_then(|device| device.opened.get()) {
-            Some(Ok(opened)) => write!(f, "Dnn({} at {})", opened.api.version, opened.api.at),
-            Some(Err(why)) => write!(f, "Dnn({why})"),
-            None => f.write_str("Dnn"),
+        match self.opened.get() {
+            Some(Ok(opened)) => write!(f, "{} at {}", opened.api.version, opened.api.at),
+            Some(Err(why)) => f.write_str(why),
+            None => f.write_str("not asked for yet"),
         }
     }
 }
-
-impl PartialEq for Dnn {
-    fn eq(&self, other: &Dnn) -> bool {
-        match (&self.0, &other.0) {
-            (Some(a), Some(b)) => Arc::ptr_eq(a, b),
-            (None, None) => true,
-            _ => false,
-        }
-    }
-}
-
-impl Eq for Dnn {}
 
 /// Where the operands of a convolution lie.
 #[derive(Debug, Clone, Copy)]

@@ -24,6 +24,7 @@ mod graph;
 mod grid;
 mod index;
 pub mod launch;
+mod library;
 mod linear;
 pub mod memory;
 mod mlp;

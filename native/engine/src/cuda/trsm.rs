@@ -12,6 +12,7 @@ use libloading::Library;
 use once_cell::sync::OnceCell;
 
 use super::driver::Driver;
+use super::library::OfDevice;
 use super::modules::Relaxed;
 use super::search::{self, Place};
 use crate::error::{Error, Result};
@@ -118,8 +119,8 @@ impl Api {
 }
 
 /// A device's cuBLAS, opened when it is first asked for.
-#[derive(Clone, Default)]
-pub struct Trsm(Option<Arc<Device>>);
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Trsm(OfDevice<Device>);
 
 struct Device {
     driver: Arc<Driver>,
@@ -143,7 +144,7 @@ unsafe impl Sync for Opened {}
 impl Trsm {
     pub(super) fn new(driver: &Arc<Driver>) -> Self {
         let (opened, warm) = Default::default();
-        Trsm(Some(Arc::new(Device { driver: Arc::clone(driver), opened, warm })))
+        Trsm(OfDevice::new(Device { driver: Arc::clone(driver), opened, warm }))
     }
 
     /// Whether the library is there, or why not.
@@ -172,7 +173,7 @@ impl Trsm {
         solve: &Solve,
         [a, x, workspace]: [u64; 3],
     ) -> Result<()> {
-        let Some(device) = &self.0 else {
+        let Some(device) = self.0.as_ref() else {
             return Err(Error::Internal("a solve of cuBLAS's without cuBLAS".into()));
         };
         let failed = |message| Error::Driver { call: "cublasTrsm", message };
@@ -238,27 +239,15 @@ impl Device {
     }
 }
 
-impl fmt::Debug for Trsm {
+impl fmt::Debug for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0.as_ref().and_then(|device| device.opened.get()) {
-            Some(Ok(opened)) => write!(f, "Trsm({:?} at {})", opened.api.version, opened.api.at),
-            Some(Err(why)) => write!(f, "Trsm({why})"),
-            None => f.write_str("Trsm"),
+        match self.opened.get() {
+            Some(Ok(opened)) => write!(f, "{:?} at {}", opened.api.version, opened.api.at),
+            Some(Err(why)) => f.write_str(why),
+            None => f.write_str("not asked for yet"),
         }
     }
 }
-
-impl PartialEq for Trsm {
-    fn eq(&self, other: &Trsm) -> bool {
-        match (&self.0, &other.0) {
-            (Some(a), Some(b)) => Arc::ptr_eq(a, b),
-            (None, None) => true,
-            _ => false,
-        }
-    }
-}
-
-impl Eq for Trsm {}
 
 /// A system as the library takes it, to which a matrix lies column after column: our own matrices are
 /// transposed to it, lower ones upper.
