@@ -436,8 +436,10 @@ mod tests {
                     MORE => more,
                     _ => own,
                 };
+                // Of so few frames it is not taken, though it is a little faster at 1024 channels.
+                let short = if l < APART[0].least { NO } else { short };
                 let best = short.min(few).min(more).min(own);
-                assert!(taken <= best * 1.02, "{dtype:?} {shape:?}: {taken} for {best}");
+                assert!(taken <= best * 1.01, "{dtype:?} {shape:?}: {taken} for {best}");
             }
         }
     }
