@@ -187,7 +187,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) block(const __grid_cons
     qkv.multiply(
         [&](int i, int r) {
             const f32 v = i >= 0 ? early[i] : to_f32(x[r]);
-            return CENTRED ? fmaf((v - s.mean) * s.scale, gamma[r], beta[r]) : v * gamma[r];
+            return normed<CENTRED>(v, s, gamma, beta, r);
         },
         part);
     if (!CENTRED && QkvSums::takes_part()) s = scaling<false>(p.first.epsilon, x_row);
@@ -253,14 +253,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) block(const __grid_cons
         });
     of_row.wait();
 
-    const f32 *const second_gamma = gamma + WIDTH, *const second_beta = beta + WIDTH;
     const Row<f32, WIDTH> z_row(row + Row<f32, WIDTH>::first());
     if (SECOND_CENTRED) s = scaling<true>(p.second.epsilon, z_row);
     up.multiply(
-        [&](int, int r) {
-            const f32 g = second_gamma[r];
-            return SECOND_CENTRED ? fmaf((row[r] - s.mean) * s.scale, g, second_beta[r]) : row[r] * g;
-        },
+        [&](int, int r) { return normed<SECOND_CENTRED>(row[r], s, gamma + WIDTH, beta + WIDTH, r); },
         up_part);
     if (!SECOND_CENTRED && UpSums::takes_part()) s = scaling<false>(p.second.epsilon, z_row);
     __syncthreads();
@@ -282,10 +278,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) block(const __grid_cons
     DownSums::collect(
         part, [&](int k, int c, f32 sum) { return sum + down_b[k] + row[column0 + c]; },
         [&](bool wanted, int, int c, f32 (&four)[4]) {
-            Pack<T, 4> y;
-#pragma unroll
-            for (int i = 0; i < 4; i++) y.at[i] = from_f32<T>(four[i]);
-            if (wanted) *(Pack<T, 4>*)(p.y + batch * WIDTH + column0 + c) = y;
+            if (wanted) store_four(p.y + batch * WIDTH + column0 + c, four);
         });
     cluster_wait();
 }

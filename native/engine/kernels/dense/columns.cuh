@@ -113,6 +113,13 @@ template <int ROWS, int COUNT, int RUNS, int DEPTH> struct Columns {
     }
 };
 
+__device__ __forceinline__ void store_four(T* to, const f32 (&four)[4]) {
+    Pack<T, 4> pack;
+#pragma unroll
+    for (int i = 0; i < 4; i++) pack.at[i] = from_f32<T>(four[i]);
+    *(Pack<T, 4>*)to = pack;
+}
+
 // The sums of COUNT columns over PARTS rows of parts, each of which goes to TO destinations: SPLIT
 // neighbouring threads have four neighbouring columns, and of these every SPLIT-th part each, then a column
 // or some of them, and in the end a destination each. `each(k, column, sum)` gives what becomes of a sum, of

@@ -42,6 +42,12 @@ struct Scaling {
     f32 mean, scale;
 };
 
+// The i-th value as a product takes it; of an RMS norm without its scale.
+template <bool LAYER_NORM>
+__device__ __forceinline__ f32 normed(f32 x, const Scaling& s, const f32* gamma, const f32* beta, int i) {
+    return LAYER_NORM ? fmaf((x - s.mean) * s.scale, gamma[i], beta[i]) : x * gamma[i];
+}
+
 template <bool LAYER_NORM, class S, int LENGTH>
 __device__ __forceinline__ Scaling scaling(f32 epsilon, const Row<S, LENGTH>& row) {
     f32 mean = 0.f, squares = 0.f, shift = 0.f;

@@ -14,6 +14,7 @@
 // the blocks of a share meet at a counter once a step.
 #pragma once
 
+#include "common/word.cuh"
 #include "recurrent/cell.cuh"
 
 constexpr int THREADS = 256;
@@ -39,12 +40,6 @@ struct Window {
     int share; // rows of the batch a share has
     int row_groups; // f32 only: lanes of a warp along the rows
 };
-
-__device__ __forceinline__ u64 read_word(const u64* p) {
-    u64 word;
-    asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(word) : "l"(p) : "memory");
-    return word;
-}
 
 // Values that other blocks wrote in this launch: past L1, which does not see them.
 __device__ __forceinline__ float4 read_quad(const f32* p) {
@@ -80,8 +75,7 @@ struct Exchange {
     __device__ __forceinline__ void put(s64 at, int step, f32 value) const {
         if (WORDS) {
             const u64 word = (u64)(step + 1) << 32 | __float_as_uint(value);
-            asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(words(step) + at), "l"(word)
-                         : "memory");
+            write_word(words(step) + at, word);
         } else {
             values(step)[at] = value;
         }

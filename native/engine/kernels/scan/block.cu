@@ -166,7 +166,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) block(const __grid_cons
     in.multiply(
         [&](int i, int r) {
             const f32 x_r = i >= 0 ? early[i] : to_f32(x[r]);
-            return CENTRED ? fmaf((x_r - s.mean) * s.scale, gamma[r], beta[r]) : x_r * gamma[r];
+            return normed<CENTRED>(x_r, s, gamma, beta, r);
         },
         part);
     // The scale of an RMS norm is the row's, and so the sums'.
@@ -266,10 +266,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) block(const __grid_cons
     RowSums::collect(
         outputs, [&](int k, int, f32 sum) { return sum + to_f32(residual[k]); },
         [&](bool wanted, int, int c, f32 (&four)[4]) {
-            Pack<T, 4> y;
-#pragma unroll
-            for (int i = 0; i < 4; i++) y.at[i] = from_f32<T>(four[i]);
-            if (wanted) *(Pack<T, 4>*)(p.y + batch * WIDTH + column0 + c) = y;
+            if (wanted) store_four(p.y + batch * WIDTH + column0 + c, four);
         });
     cluster_wait();
 }

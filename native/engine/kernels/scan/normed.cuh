@@ -20,6 +20,7 @@
 #include "common/types.cuh"
 #include "common/warp.cuh"
 #include "common/wide.cuh"
+#include "common/word.cuh"
 
 struct Norm {
     const T* gamma;
@@ -114,12 +115,7 @@ template <int W, int K, int M> struct Normed {
     }
     static __device__ __forceinline__ void put(u64* at, f32 lower, f32 upper, u32 turn) {
         const u64 word = (u64)((__float_as_uint(upper) & ~1u) | turn) << 32 | __float_as_uint(lower);
-        asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(at), "l"(word) : "memory");
-    }
-    static __device__ __forceinline__ u64 get(const u64* at) {
-        u64 word;
-        asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(word) : "l"(at) : "memory");
-        return word;
+        write_word(at, word);
     }
     static __device__ __forceinline__ f32 lower(u64 word) { return __uint_as_float((u32)word); }
     static __device__ __forceinline__ f32 upper(u64 word) { return __uint_as_float((u32)(word >> 32)); }
@@ -179,7 +175,8 @@ template <int W, int K, int M> struct Normed {
                 there = true;
 #pragma unroll
                 for (int i = 0; i < MOST; i++)
-                    if (i * HELPERS < left) word[i] = get(from + (first + part() + i * HELPERS) * SPAN);
+                    if (i * HELPERS < left)
+                        word[i] = read_word(from + (first + part() + i * HELPERS) * SPAN);
 #pragma unroll
                 for (int i = 0; i < MOST; i++)
                     if (i * HELPERS < left) there = there && is_of(word[i], turn);
@@ -227,8 +224,8 @@ template <int W, int K, int M> struct Normed {
         const u32 turn = turn_of(span);
         u64 word[2];
         do {
-            word[0] = get(rows(span));
-            word[1] = get(rows(span) + SPAN);
+            word[0] = read_word(rows(span));
+            word[1] = read_word(rows(span) + SPAN);
         } while (!__all_sync(~0u, is_of(word[0], turn) && is_of(word[1], turn)));
         float4* const by = (float4*)(s + RING * OF_SPAN);
         __syncwarp(); // what the span before left has been read

@@ -1,7 +1,7 @@
 //! `attention_block`: one frame of a whole layer of attention in one launch, a cluster a row of the
 //! batch.
 
-use super::block::{CLUSTERS, columns_parts};
+use super::block::{CLUSTERS, THREADS, WARP, columns_parts, suits};
 use super::launch::{Args, Context, Grid};
 use super::modules::Module;
 use super::norm::{Prologue, explain_prologue};
@@ -14,15 +14,8 @@ use crate::op::{Activation, AttentionBlock, FusedNorm, Rope};
 use crate::spec::{DType, Spec};
 
 const SOURCE: &str = "attention/block.cu";
-const THREADS: usize = 512;
-const WARP: usize = 32;
 /// Columns of a matrix that a block has, at most.
 const COLUMNS: usize = 64;
-/// The multiprocessors of a card that has room for a cluster: as for a Mamba block.
-const WHOLE_CARD: u32 = 100;
-/// Rows up to which a launch a row of weights is worth it, and the bytes of weights, likewise.
-const ROWS: usize = 8;
-const WEIGHTS: usize = 3 << 20;
 /// Bytes of shared memory that the kernel declares itself.
 const BARRIERS: usize = 4 * 8;
 /// Pairs of a head whose turns a launch takes by value.
@@ -100,7 +93,7 @@ impl Shape {
         // Keys of the ring that a block has, at the most.
         let keys = context.div_ceil(blocks / heads);
         let product = |columns: usize, matrices: usize| {
-            columns_parts(THREADS, columns / self.pack()) * matrices * columns
+            columns_parts(columns / self.pack()) * matrices * columns
         };
         let found = size + 4;
         let columns = width / blocks;
@@ -114,14 +107,11 @@ impl Shape {
     /// its weights are few enough.
     fn fits(&self, props: &Props) -> Option<usize> {
         let Shape { rows, width, inner, heads, size, context, .. } = *self;
-        if props.major < 9 || props.sms < WHOLE_CARD || !(1..=ROWS).contains(&rows) {
-            return None;
-        }
         let weights = width.saturating_mul(4 * width + 2 * inner);
-        let fits = heads * size == width
+        let fits = suits(props, rows, weights.saturating_mul(self.dtype.size()))
+            && heads * size == width
             && (1..=PAIRS).contains(&self.pairs)
             && size <= 2 * PAIRS
-            && weights.saturating_mul(self.dtype.size()) <= WEIGHTS
             && context <= props.shared_optin as usize;
         let blocks = self.cluster().filter(|_| fits)?;
         (self.shared(blocks) + BARRIERS <= props.shared_optin as usize).then_some(blocks)

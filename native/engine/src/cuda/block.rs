@@ -12,8 +12,8 @@ use crate::op::{FusedNorm, MambaBlock};
 use crate::spec::{DType, Spec};
 
 const SOURCE: &str = "scan/block.cu";
-const THREADS: usize = 512;
-const WARP: usize = 32;
+pub(super) const THREADS: usize = 512;
+pub(super) const WARP: usize = 32;
 /// Blocks of a cluster, the most that divides the block evenly first. It takes a whole graphics
 /// cluster of the card, which a card that is cut up may not have left: such has fewer
 /// multiprocessors.
@@ -109,7 +109,7 @@ impl Shape {
     fn shared(&self, blocks: usize) -> usize {
         let mine = self.inner / blocks;
         let product = |columns: usize, matrices: usize| {
-            columns_parts(THREADS, columns / self.pack()) * matrices * columns
+            columns_parts(columns / self.pack()) * matrices * columns
         };
         let part = product(mine, 2).max(product(self.width, 1)).max(THREADS);
         let gathered = self.wide().next_multiple_of(4);
@@ -120,12 +120,9 @@ impl Shape {
     /// weights are few enough.
     fn fits(&self, props: &Props) -> Option<usize> {
         let Shape { width, inner, .. } = *self;
-        if props.major < 9 || props.sms < WHOLE_CARD || !(1..=ROWS).contains(&self.batch) {
-            return None;
-        }
         let weights = [2 * width, self.wide(), self.rank, width].into_iter().sum::<usize>();
-        let few =
-            self.wide() <= THREADS && weights.saturating_mul(inner * self.dtype.size()) <= WEIGHTS;
+        let weights = weights.saturating_mul(inner * self.dtype.size());
+        let few = self.wide() <= THREADS && suits(props, self.batch, weights);
         let blocks = self.cluster().filter(|_| few)?;
         (self.shared(blocks) + BARRIERS <= props.shared_optin as usize).then_some(blocks)
     }
@@ -144,10 +141,15 @@ impl Shape {
     }
 }
 
-/// Sums of a column that so many threads leave of a product whose rows are so many packs: a warp's
+/// Whether this card has room for a cluster, and so many rows and bytes of weights are few enough for one.
+pub(super) fn suits(props: &Props, rows: usize, weights: usize) -> bool {
+    props.major >= 9 && props.sms >= WHOLE_CARD && (1..=ROWS).contains(&rows) && weights <= WEIGHTS
+}
+
+/// Sums of a column that a block's threads leave of a product whose rows are so many packs: a warp's
 /// lanes add theirs up where packs divide it (`dense/columns.cuh`).
-pub(super) fn columns_parts(threads: usize, packs: usize) -> usize {
-    if WARP.is_multiple_of(packs) { threads / WARP } else { threads / packs }
+pub(super) fn columns_parts(packs: usize) -> usize {
+    THREADS / if WARP.is_multiple_of(packs) { WARP } else { packs }
 }
 
 /// Whether one launch does the whole block.

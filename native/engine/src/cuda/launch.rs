@@ -80,9 +80,12 @@ impl Grid {
     /// no more, and so only where few blocks wait, which take no room from the kernel ahead.
     pub fn early_if_small(self) -> Self {
         const FEW: u32 = 32;
-        self.early(
-            self.blocks.iter().all(|&n| n <= FEW) && self.blocks.iter().product::<u32>() <= FEW,
-        )
+        self.early(self.count() <= FEW)
+    }
+
+    /// Blocks of the grid.
+    pub fn count(&self) -> u32 {
+        self.blocks.into_iter().fold(1, u32::saturating_mul)
     }
 
     /// As the driver wants it. The attributes must outlive the result.

@@ -405,12 +405,11 @@ pub unsafe fn launch(cx: &Context, op: &SelectiveScan, call: &Call) -> Result<()
     }
     let module = plan.module();
     // A kernel that fills the card is spread less evenly where the one ahead still has a part of it.
-    let blocks = plan.grid.blocks.into_iter().fold(1, u32::saturating_mul);
     let at_once = match plan.way {
         Way::Window(Window::Spread(kernel)) => kernel.blocks as u32,
         _ => 1,
     };
-    let small = blocks <= at_once * cx.props().sms;
+    let small = plan.grid.count() <= at_once * cx.props().sms;
     let early = small && !plan.grid.cooperative && call.constant([2, 5, 7]);
     let grid = plan.grid.early(early);
     for entry in plan.entries(by_rows) {

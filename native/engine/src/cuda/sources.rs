@@ -24,6 +24,7 @@ pub static SOURCES: &[(&str, &str)] = sources![
     "common/short.cuh",
     "common/types.cuh",
     "common/walk.cuh",
+    "common/word.cuh",
     "common/warp.cuh",
     "common/wgmma.cuh",
     "common/wide.cuh",
