@@ -26,6 +26,7 @@ pub fn infer(op: &Op, inputs: &[Option<&Spec>]) -> Result<Vec<Spec>> {
         Op::MambaBlock(attrs) => sequence::mamba_block(&inputs, attrs),
         Op::AttentionBlock(attrs) => attention::block(&inputs, attrs),
         Op::RecurrentStack(attrs) => sequence::recurrent_stack(&inputs, attrs),
+        Op::DenseStack(attrs) => dense_stack(&inputs, attrs),
         Op::Rope(attrs) => sequence::rope(&inputs, attrs),
         Op::GatedMlp(_) => sequence::gated_mlp(&inputs),
         Op::Embedding(_) => embedding(&inputs),
@@ -229,6 +230,25 @@ fn dense(inputs: &Inputs, attrs: &Dense) -> Result<Vec<Spec>> {
         inputs.expect(r, "residual", x.dtype, out.shape())?;
     }
     Ok(vec![out])
+}
+
+fn dense_stack(inputs: &Inputs, attrs: &DenseStack) -> Result<Vec<Spec>> {
+    let layers = attrs.layers.len();
+    let count = 1 + layers.saturating_mul(DenseStack::EACH);
+    inputs.count(count, count)?;
+    let mut x = inputs.network(0, "x")?.clone();
+    for (i, layer) in attrs.layers.iter().enumerate() {
+        let [w, b, residual, gamma, beta] = DenseStack::places(i).map(|at| inputs.optional(at));
+        if residual.is_some() && i + 1 < layers {
+            return Err(Error::argument(inputs.op, "a hidden layer has no residual"));
+        }
+        let mut own = vec![Some(&x), w, b, residual];
+        if layer.norm.is_some() {
+            own.extend([gamma, beta]);
+        }
+        x = infer(&Op::Dense(*layer), &own)?.swap_remove(0);
+    }
+    Ok(vec![x])
 }
 
 fn norm(inputs: &Inputs, attrs: &Norm, beta: bool) -> Result<Vec<Spec>> {

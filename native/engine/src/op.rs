@@ -56,6 +56,10 @@ pub enum Op {
     /// left out: recurrent layers, which the engine makes of their ops
     #[serde(skip)]
     RecurrentStack(RecurrentStack),
+    /// `x {…, D}` and for each layer `w, b?, residual?, gamma?, beta?` → `{…, F}` of the last: dense layers,
+    /// which the engine makes of their ops
+    #[serde(skip)]
+    DenseStack(DenseStack),
     /// `x {B, S, H, D}, positions s32 {B, S}, {S} or {}` → `x`'s shape
     Rope(Rope),
     /// `x {…, D}, gate {D, F}, up {D, F}, down {F, D}, residual? {…, D}` → `{…, D}`
@@ -143,6 +147,7 @@ impl Op {
             Op::MambaBlock(_) => "mamba_block",
             Op::AttentionBlock(_) => "attention_block",
             Op::RecurrentStack(_) => "recurrent_stack",
+            Op::DenseStack(_) => "dense_stack",
             Op::Rope(_) => "rope",
             Op::GatedMlp(_) => "gated_mlp",
             Op::Embedding(_) => "embedding",

@@ -135,7 +135,10 @@ impl Cpu {
                 Op::FlashAttention(attrs) => attention::execute(call, attrs),
                 Op::CausalConv1d(attrs) => conv::execute(call, attrs),
                 Op::SelectiveScan(attrs) => scan::execute(call, attrs),
-                Op::MambaBlock(_) | Op::AttentionBlock(_) | Op::RecurrentStack(_) => {
+                Op::MambaBlock(_)
+                | Op::AttentionBlock(_)
+                | Op::RecurrentStack(_)
+                | Op::DenseStack(_) => {
                     Err(Error::Internal(format!("{}: fused on the CPU", call.op.name())))
                 }
                 Op::Rope(attrs) => rope::execute(call, attrs),

@@ -1,9 +1,9 @@
 //! Which family serves which op.
 
 use super::{
-    Context, Module, Props, attention, attention_block, block, conv, convolution, dense, dot,
-    elementwise, embedding, index, mlp, norm, order, pad, pooling, recurrent, reduce, rope, sample,
-    scan, shape, solve, stack,
+    Context, Module, Props, attention, attention_block, block, conv, convolution, dense,
+    dense_stack, dot, elementwise, embedding, index, mlp, norm, order, pad, pooling, recurrent,
+    reduce, rope, sample, scan, shape, solve, stack,
 };
 use crate::call::{Call, Rows};
 use crate::device::{Explanation, Id};
@@ -39,6 +39,7 @@ macro_rules! family {
             Op::MambaBlock(op) => block::$function($first, op, $last),
             Op::AttentionBlock(op) => attention_block::$function($first, op, $last),
             Op::RecurrentStack(op) => stack::$function($first, op, $last),
+            Op::DenseStack(op) => dense_stack::$function($first, op, $last),
             Op::Rope(op) => rope::$function($first, op, $last),
             Op::GatedMlp(op) => mlp::$function($first, op, $last),
             Op::Dense(op) => dense::$function($first, op, $last),
@@ -77,6 +78,7 @@ pub fn fuses(props: &Props, op: &Op, inputs: Inputs) -> bool {
         Op::MambaBlock(attrs) => block::fuses(props, attrs, inputs),
         Op::AttentionBlock(attrs) => attention_block::fuses(props, attrs, inputs),
         Op::RecurrentStack(attrs) => stack::fuses(props, attrs, inputs),
+        Op::DenseStack(attrs) => dense_stack::fuses(props, attrs, inputs),
         _ => false,
     }
 }
@@ -173,6 +175,7 @@ pub fn all_modules() -> Vec<Module> {
         rope::all_modules(),
         mlp::all_modules(),
         dense::all_modules(),
+        dense_stack::all_modules(),
         dot::all_modules(),
         solve::all_modules(),
         norm::all_modules(),

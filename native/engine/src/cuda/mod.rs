@@ -12,6 +12,7 @@ mod conv;
 mod convolution;
 mod correlation;
 mod dense;
+mod dense_stack;
 mod dispatch;
 mod dnn;
 mod dot;

@@ -35,6 +35,7 @@ pub static SOURCES: &[(&str, &str)] = sources![
     "dense/after.cu",
     "dense/columns.cuh",
     "dense/epilogue.cuh",
+    "dense/stack.cu",
     "dense/tile.cuh",
     "dense/tiled_f32.cu",
     "dense/tiled_mma.cu",

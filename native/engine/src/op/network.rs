@@ -28,6 +28,23 @@ pub struct Dense {
     pub norm: Option<FusedNorm>,
 }
 
+/// Dense layers one upon the other: x of each but the first is what the one before gives, and the last alone
+/// has a residual. The engine makes it of the layers' nodes; nobody else can.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DenseStack {
+    pub layers: Vec<Dense>,
+}
+
+impl DenseStack {
+    /// Inputs of a layer: w, b, the residual, gamma and beta.
+    pub(crate) const EACH: usize = 5;
+
+    /// Where they stand.
+    pub(crate) fn places(layer: usize) -> [usize; Self::EACH] {
+        std::array::from_fn(|k| 1 + layer * Self::EACH + k)
+    }
+}
+
 /// A norm of its x that an op does itself, on the device alone that asked for it. The engine makes
 /// it of a norm's node and its reader's; nobody else can. Its gamma {D} and beta {D}, `None` for
 /// an RMS norm, follow the op's other inputs.

@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use nitrox_engine::device::Id;
 use nitrox_engine::op::*;
@@ -8,7 +8,7 @@ use nitrox_engine::program::{
 use nitrox_engine::{DType, Device, Spec, Tensor};
 
 pub use crate::eager::eager;
-use crate::oracle::{self, Array};
+use crate::oracle::{self, Array, Expected};
 use crate::rng;
 
 pub const DTYPES: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
@@ -188,6 +188,31 @@ pub fn done(started: Started) -> Vec<Tensor> {
 
 /// What a graph should give, in f64: its outputs and next states.
 pub type Exact = fn(&Graph, &[Tensor], &Tensor, &[Tensor]) -> [Vec<Array>; 2];
+
+/// What `graph` gives in f64: its outputs and next states.
+pub fn exact(graph: &Graph, params: &[Tensor], x: &Tensor, states: &[Tensor]) -> [Vec<Array>; 2] {
+    let array = |t: &Tensor| {
+        let array = Array::new(t.spec().clone(), t.to_bytes().unwrap());
+        let float = array.dtype().is_float();
+        if float { Array::floats(DType::F64, array.shape(), &array.to_f64()) } else { array }
+    };
+    let mut known: HashMap<Ref, Array> = HashMap::new();
+    known.insert(Ref::Input(0), array(x));
+    known.extend(params.iter().enumerate().map(|(i, t)| (Ref::Param(i), array(t))));
+    known.extend(states.iter().enumerate().map(|(i, t)| (Ref::State(i), array(t))));
+    for (n, node) in graph.nodes.iter().enumerate() {
+        let inputs: Vec<_> = node.inputs.iter().map(|r| r.map(|r| &known[&r])).collect();
+        for (k, expected) in oracle::evaluate(&node.op, &inputs).into_iter().enumerate() {
+            let value = match expected {
+                Expected::Bits(array) => array,
+                Expected::Real(r) => Array::floats(DType::F64, r.spec.shape(), &r.values),
+                Expected::Choices(_) => panic!("nothing is drawn"),
+            };
+            known.insert(Ref::Node(n, k), value);
+        }
+    }
+    [&graph.outputs, &graph.next_state].map(|refs| refs.iter().map(|r| known[r].clone()).collect())
+}
 
 /// The worst errors against their bounds, and every failure, so that one run shows them all.
 #[derive(Default)]

@@ -12,6 +12,7 @@ mod oracle;
 mod rng;
 
 mod attention;
+mod dense;
 mod harness;
 mod mamba;
 mod norms;

@@ -87,7 +87,7 @@ pub fn evaluate(op: &Op, inputs: &[Option<&Array>]) -> Vec<Expected> {
         Op::FlashAttention(a) => attention::flash(a, std::array::from_fn(at)),
         Op::CausalConv1d(a) => sequence::causal_conv1d(a, need(0), need(1), at(2), at(3)),
         Op::SelectiveScan(a) => sequence::selective_scan(a, inputs),
-        Op::MambaBlock(_) | Op::AttentionBlock(_) | Op::RecurrentStack(_) => {
+        Op::MambaBlock(_) | Op::AttentionBlock(_) | Op::RecurrentStack(_) | Op::DenseStack(_) => {
             panic!("compared with the ops that it is made of")
         }
         Op::Rope(a) => vec![sequence::rope(a, need(0), need(1))],
