@@ -210,8 +210,8 @@ defmodule Nitrox.Program do
   What a program's steps are: the op of each, and which kernel it uses and why, as in `Nitrox.explain/2`.
 
   On a GPU neighbours are fused, so that a step may be several of the ops that were traced: a dense
-  layer with its activation is one of `:dense`, recurrent layers one upon the other may be one of
-  `:recurrent_stack`. An op that was left by itself is there under its own name.
+  layer with its activation is one of `:dense`, dense layers one upon the other may be one of `:dense_stack`
+  and recurrent ones one of `:recurrent_stack`. An op that was left by itself is there under its own name.
 
       for step <- Nitrox.Program.explain(program), do: {step.op, step.variant}
   """

@@ -22,7 +22,7 @@ constexpr int STRIPS = GROUPS * GATES / 2;
 constexpr int HELD = 4 < STRIPS ? 4 : STRIPS; // in registers
 // Clocks between the barrier of a step and the first look for h. It comes too early by most of a trip
 // through L2 where h is not there yet, and too late by the rest of it where it is.
-constexpr u32 SOON = 60;
+constexpr u32 SOON = 30;
 constexpr int PITCH = UNITS + 1;
 constexpr int STAGED = GATES * UNITS * 2 + (GATES * UNITS * 2 % 128 == 112 ? 32 : 16);
 constexpr int REST = (STRIPS - HELD) * 2; // operands of 16 bytes a lane, for each 32 of h

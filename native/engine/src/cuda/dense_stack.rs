@@ -17,7 +17,8 @@ const CLUSTERS: [usize; 10] = [16, 15, 14, 13, 12, 11, 10, 8, 6, 4];
 /// Layers but the last.
 const HIDDEN: usize = 3;
 const LAYERS: usize = HIDDEN + 1;
-/// Rows up to which it is done: an H200 has room for seven clusters of 16 blocks at once.
+/// Rows up to which it is done: an H200 has room for seven clusters of 16 blocks at once. Three layers of 288, 512 and
+/// 512 took 7.1 µs with one row and 8.7 with seven, in a program of twelve times these; apart 11.4 with eight.
 const ROWS: usize = 7;
 /// Bytes of shared memory that the kernel declares itself.
 const BARRIERS: usize = HIDDEN * 8;
