@@ -18,6 +18,7 @@ mod dot;
 mod driver;
 mod elementwise;
 mod embedding;
+mod few;
 pub mod gate;
 mod gemm;
 mod graph;
