@@ -271,41 +271,42 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         f32 scale = 1.f, off = 0.f; // off: mean − c
         if (NORM) {
             f32 rest = 0.f, squares = 0.f;
+#pragma unroll 4
             for (u32 p = 0; p < blocks; p++) {
-                rest += stats[(p * share + r) * 4];
-                squares += stats[(p * share + r) * 4 + 1];
+                const Four part = *(const Four*)&stats[(p * share + r) * 4];
+                rest += part.at[0];
+                squares += part.at[1];
             }
             off = centred ? rest / width : 0.f;
             scale = 1.f / sqrtf(squares / width - off * off + norm.epsilon);
         }
-        auto total = [&](int c, f32 (&v)[4]) {
-            f32 gammas[4] = {}, betas[4] = {};
-#pragma unroll
-            for (int j = 0; j < 4; j++) v[j] = 0.f;
+        // What all blocks gave, `apart` from each other.
+        auto collect = [&](const f32* from, int apart, f32 (&v)[4]) {
 #pragma unroll 4
             for (u32 p = 0; p < blocks; p++) {
-                const Four part = *(const Four*)&sums[(p * share + r) * BN + c];
+                const Four part = *(const Four*)(from + p * apart);
 #pragma unroll
                 for (int j = 0; j < 4; j++) v[j] += part.at[j];
             }
-            if (NORM) {
-                for (u32 p = 0; centred && p < blocks; p++)
-#pragma unroll
-                    for (int j = 0; j < 4; j++) {
-                        gammas[j] += shifts[p * 2 * BN + c + j];
-                        betas[j] += shifts[(p * 2 + 1) * BN + c + j];
-                    }
+        };
+        auto total = [&](int c, f32 (&v)[4]) {
+            f32 gammas[4] = {}, betas[4] = {};
+            collect(sums + r * BN + c, share * BN, v);
+            if (centred) {
+                collect(shifts + c, 2 * BN, gammas);
+                collect(shifts + BN + c, 2 * BN, betas);
+            }
+            if (NORM)
 #pragma unroll
                 for (int j = 0; j < 4; j++) v[j] = fmaf(fmaf(-off, gammas[j], v[j]), scale, betas[j]);
-            }
         };
-        f32 y[4];
+        f32 y[4] = {};
         total(c, y);
         if (i != tid) {
             if (end.bias) bias = *(const Four*)(end.bias + column);
             if (end.residual) residual = *(const Four*)(end.residual + at);
         }
-        f32 upper[4];
+        f32 upper[4] = {};
         if (GATED) total(c + WIDTH, upper);
 #pragma unroll
         for (int j = 0; j < 4; j++) y[j] += bias.at[j];

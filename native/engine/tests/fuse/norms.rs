@@ -154,10 +154,12 @@ fn dense_norm_two_heads_of_a_window() {
     report.finish(name);
 }
 
-/// Whether rows of so many f32 are shared out over clusters, or fit one block where there are none.
+/// Whether rows of so many f32 are shared out over clusters, or fit one block where there are none: 16 of
+/// them, and 64 columns of the weights.
 fn holds(device: &Device, width: usize) -> bool {
     let Device::Cuda(cuda) = device else { panic!("{device:?}") };
-    cuda.props().clusters > 0 || width <= 256
+    let (card, needed) = (cuda.props(), 4 * (16 + 68) * width + (8 << 10));
+    card.clusters > 0 || needed <= card.shared_optin as usize
 }
 
 /// Rows that are far from zero, that have an outlier or one value only, that are large, small or no
