@@ -274,6 +274,22 @@ pub fn cases() -> Vec<Case> {
     for shape in [[1, 512, 512], [60, 512, 512], [512, 1024, 1024], [4096; 3]] {
         cases.push(gemm(F32, shape));
     }
+    // Of windows: what lies between a vector and what fills a card. Rows, columns, and what is summed.
+    for shape in [
+        [60, 256, 288],
+        [60, 768, 256],
+        [60, 1024, 256],
+        [60, 48, 512],
+        [60, 256, 512],
+        [60, 512, 16],
+        [60, 512, 1024],
+        [60, 2048, 512],
+        [16, 512, 512],
+        [32, 512, 512],
+        [128, 512, 512],
+    ] {
+        cases.push(gemm(F32, shape));
+    }
     for (dtype, shape) in [
         (F32, [1, 256, 256]),
         (F32, [60, 256, 256]),

@@ -1,6 +1,7 @@
-//! `dense`: x · w with bias, activation and residual in one launch of ours, by the row or by the
-//! tile; [`super::linear`] decides between those and cuBLASLt.
+//! `dense`: x · w with bias, activation and residual in one launch of ours, by the row, by clusters of
+//! blocks ([`super::few`]) or by the tile; [`super::linear`] decides between those and cuBLASLt.
 
+use super::few::{self, Few};
 use super::launch::{Args, Context, Grid};
 use super::linear::{self, Linear};
 use super::modules::Module;
@@ -43,11 +44,11 @@ pub(super) struct Product {
 
 impl Product {
     /// Columns of y for so many columns of weights that a block reads side by side.
-    fn share(&self, across: usize) -> usize {
+    pub fn share(&self, across: usize) -> usize {
         if self.gated { across / 2 } else { across }
     }
 
-    fn module(&self, source: &'static str) -> Module {
+    pub fn module(&self, source: &'static str) -> Module {
         let module = Module::of(source, self.dtype);
         let module = if self.gated { module.define("GATED", 1) } else { module };
         if self.norm { module.define("NORM", 1) } else { module }
@@ -119,12 +120,19 @@ impl Tiled {
     }
 }
 
+/// What a kernel takes besides the operands.
+enum Kernel {
+    /// The threads along the columns.
+    Vector(usize),
+    Few(Few),
+    Tiled,
+}
+
 struct Plan {
     module: Module,
     entry: &'static str,
     grid: Grid,
-    /// Threads along the columns of a vector kernel; `None` for a tiled one.
-    lanes: Option<usize>,
+    kernel: Kernel,
     /// Whether it asks for its first weights before x is there.
     early: bool,
     variant: &'static str,
@@ -170,12 +178,23 @@ fn plan(props: &Props, p: &Product) -> Result<Plan> {
             module: p.module(VECTOR),
             entry,
             grid: Grid::new(blocks, VECTOR_THREADS)?,
-            lanes: Some(lanes),
+            kernel: Kernel::Vector(lanes),
             // A long one gains little by its first weights, and its blocks would be placed unevenly: between
             // those of the kernel ahead, wherever these end first.
             early: !long,
             variant,
             why: format!("{} row(s): w is read once, {how}", p.rows),
+        });
+    }
+    if let Some(few) = few::choose(props, p) {
+        return Ok(Plan {
+            module: p.module(few::SOURCE),
+            entry: "few",
+            grid: few.grid()?,
+            early: true,
+            variant: "few",
+            why: few.why(props, p),
+            kernel: Kernel::Few(few),
         });
     }
     if p.norm {
@@ -203,7 +222,8 @@ fn plan(props: &Props, p: &Product) -> Result<Plan> {
         why.push_str("; rows are no whole 16-byte packs");
     }
     let grid = Grid::new(tile.blocks(p), tile.threads)?.shared(tile.shared(p.dtype) as u32);
-    Ok(Plan { module, entry: tile.entry, grid, lanes: None, early: false, variant, why })
+    let kernel = Kernel::Tiled;
+    Ok(Plan { module, entry: tile.entry, grid, kernel, early: false, variant, why })
 }
 
 /// The variant that computes `p`, and why.
@@ -237,9 +257,13 @@ pub(super) unsafe fn launch_product(
         y_f32: i32::from(p.to_f32),
         padding: 0,
     });
-    match plan.lanes {
-        Some(lanes) => args.i32(p.rows as i32).i32(p.inner as i32).i32(lanes as i32).value(at.norm),
-        None => args.i64(p.rows as i64).i32(p.inner as i32),
+    let (rows, inner) = (p.rows as i32, p.inner as i32);
+    match plan.kernel {
+        Kernel::Vector(lanes) => args.i32(rows).i32(inner).i32(lanes as i32).value(at.norm),
+        Kernel::Few(Few { slice, blocks, .. }) => {
+            args.i32(rows).i32(inner).i32(slice as i32).u32(blocks as u32).value(at.norm)
+        }
+        Kernel::Tiled => args.i64(p.rows as i64).i32(inner),
     };
     let function = cx.function(&plan.module, plan.entry)?;
     let grid = plan.grid.early(at.constant && plan.early);
@@ -319,7 +343,7 @@ pub unsafe fn launch(cx: &Context, op: &Dense, call: &Call) -> Result<()> {
 
 /// Those without a norm.
 pub(super) fn plain_modules() -> Vec<Module> {
-    let mut all = vec![Module::of(TILED_F32, DType::F32)];
+    let mut all = vec![Module::of(TILED_F32, DType::F32), Module::of(few::SOURCE, DType::F32)];
     for dtype in [DType::F32, DType::BF16, DType::F16] {
         all.push(Module::of(VECTOR, dtype));
     }
@@ -328,7 +352,8 @@ pub(super) fn plain_modules() -> Vec<Module> {
 }
 
 pub fn all_modules() -> Vec<Module> {
-    let normed =
-        [DType::F32, DType::BF16, DType::F16].map(|t| Module::of(VECTOR, t).define("NORM", 1));
-    [plain_modules(), normed.to_vec(), linear::all_modules()].concat()
+    let vectors = [DType::F32, DType::BF16, DType::F16].map(|t| Module::of(VECTOR, t));
+    let few = Module::of(few::SOURCE, DType::F32);
+    let normed = vectors.into_iter().chain([few]).map(|m| m.define("NORM", 1)).collect();
+    [plain_modules(), normed, linear::all_modules()].concat()
 }

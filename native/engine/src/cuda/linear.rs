@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::blas::{Addresses, Matmul, Plan as Library, Side};
 use super::dense::{self, Epilogue, Operands, Product};
+use super::few;
 use super::launch::{Args, Context, Grid};
 use super::modules::Module;
 use super::props::Props;
@@ -74,14 +75,15 @@ impl Linear {
         matmul.bias && matmul.out != matmul.dtype
     }
 
-    fn candidate(&self) -> bool {
+    fn candidate(&self, props: &Props) -> bool {
         let (p, matmul) = (&self.product, self.matmul());
         let least = if self.leaves(&matmul) || self.widens(&matmul) { SHALLOW } else { 0 };
-        p.rows > FEW && p.inner > least && p.columns > 0 && !p.norm
+        let ours = p.rows <= FEW || p.norm || few::choose(props, p).is_some();
+        !ours && p.inner > least && p.columns > 0
     }
 
     fn way(&self, props: &Props) -> Way {
-        if !self.candidate() {
+        if !self.candidate(props) {
             return Way::Ours(None);
         }
         let matmul = self.matmul();
@@ -93,7 +95,7 @@ impl Linear {
 
     /// Whether a launch has nothing of the library's to open or load.
     pub(super) fn is_warm(&self, props: &Props) -> bool {
-        !self.candidate() || props.blas.is_warm(&self.matmul())
+        !self.candidate(props) || props.blas.is_warm(&self.matmul())
     }
 
     /// The variant, why, and the launches.

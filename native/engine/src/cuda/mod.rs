@@ -19,6 +19,7 @@ mod dot;
 mod driver;
 mod elementwise;
 mod embedding;
+mod few;
 pub mod gate;
 mod gemm;
 mod graph;

@@ -188,7 +188,8 @@ fn layers_that_do_not_fit_stay() {
     apart(&mut report, &device, DType::BF16, 1, Sizes { size: 32, ..small }, 6);
     apart(&mut report, &device, DType::F32, 1, Sizes { inner: 96, ..small }, 6);
     apart(&mut report, &device, DType::F32, 1, Sizes { heads: 3, size: 64, ..small }, 6);
-    apart(&mut report, &device, DType::F32, 9, small, 10);
+    apart(&mut report, &device, DType::F32, 9, small, 8);
+    apart(&mut report, &device, DType::BF16, 9, small, 10);
     report.finish("attention without");
 }
 

@@ -41,7 +41,7 @@ fn cast(device: &Device, x: &Tensor, dtype: DType) -> Tensor {
     device.run(&Op::Cast(Cast { r#type: dtype }), &[Some(x)]).unwrap().remove(0)
 }
 
-fn floats(device: &Device, x: &Tensor) -> Vec<f32> {
+pub fn floats(device: &Device, x: &Tensor) -> Vec<f32> {
     let bytes = cast(device, x, DType::F32).to_bytes().unwrap();
     bytes.chunks_exact(4).map(|b| f32::from_ne_bytes(b.try_into().unwrap())).collect()
 }

@@ -4,7 +4,7 @@ use nitrox_engine::{DType, Device, Id, Spec, Tensor, infer};
 use serde::Deserialize;
 use serde::de::value::{Error as Refusal, MapDeserializer};
 
-use crate::harness::{Builder, DTYPES, Report, cuda};
+use crate::harness::{Builder, DTYPES, Report, cuda, floats};
 
 const BATCHES: [usize; 5] = [1, 2, 3, 8, 9];
 const WIDTHS: [usize; 7] = [1, 3, 31, 256, 257, 1000, 2048];
@@ -131,6 +131,102 @@ fn dense_norm_two_heads() {
     report.finish(name);
 }
 
+/// Rows of a window in f32, whose norm goes into the product up to 128 of them.
+#[test]
+fn dense_norm_two_heads_of_a_window() {
+    let name = "dense_norm_two_heads_of_a_window";
+    let Some(device) = cuda(name) else { return };
+    let mut report = Report::default();
+    for (width, centred) in
+        [512, 4, 20, 64, 100, 256, 1000].into_iter().flat_map(|w| [(w, true), (w, false)])
+    {
+        let mut b = Builder::new(&device, DType::F32);
+        for rows in [60, 9, 16, 17, 33, 127, 128, 129] {
+            let x = b.dense(Ref::Input(0), FEATURES, width);
+            let x = b.norm(x, width, centred);
+            let heads = [64, 132].map(|columns| b.dense(x, width, columns)).to_vec();
+            let graph = b.graph(&[rows, FEATURES], heads, vec![]);
+            let kernels = if rows <= 128 && holds(&device, width) { 3 } else { 4 };
+            let what = format!("{name} rows {rows} width {width} {centred}");
+            report.check(&what, &mut b, graph, vec![], [kernels, 4]);
+        }
+    }
+    report.finish(name);
+}
+
+/// Whether rows of so many f32 are shared out over clusters, or fit one block where there are none: 16 of
+/// them, and 64 columns of the weights.
+fn holds(device: &Device, width: usize) -> bool {
+    let Device::Cuda(cuda) = device else { panic!("{device:?}") };
+    let (card, needed) = (cuda.props(), 4 * (16 + 68) * width + (8 << 10));
+    card.clusters > 0 || needed <= card.shared_optin as usize
+}
+
+/// Rows that are far from zero, that have an outlier or one value only, that are large, small or no
+/// numbers: as the norm and the product are in f64, and a row has no part in another.
+#[test]
+fn a_window_of_awkward_rows() {
+    let Some(device) = cuda("a_window_of_awkward_rows") else { return };
+    let b = Builder::new(&device, DType::F32);
+    for (inner, columns) in [(512, 64), (64, 68), (12, 4), (240, 132)] {
+        if !holds(&device, inner) {
+            continue;
+        }
+        for centred in [true, false] {
+            let rows = 24;
+            let unit = |i: usize| ((i * 7919 + 13) % 1009) as f32 / 504.5 - 1.0;
+            let x: Vec<f32> = (0..rows * inner)
+                .map(|i| match (i / inner, i % inner) {
+                    (0, _) => 100.0 + unit(i),
+                    (1, _) => 1e4 + unit(i),
+                    (2, 0) | (3, 9) => 1e4,
+                    (4, _) => 3.7,
+                    (5, _) => 1e15 * unit(i),
+                    (6, _) => 1e-20 * unit(i),
+                    (7, 3) => f32::NAN,
+                    (8, _) => 0.0,
+                    _ => unit(i),
+                })
+                .collect();
+            let w: Vec<f32> =
+                (0..inner * columns).map(|i| unit(i * 31) / (inner as f32).sqrt()).collect();
+            let gamma: Vec<f32> = (0..inner).map(|i| 1.0 + 0.5 * unit(i * 3)).collect();
+            let beta: Vec<f32> = (0..inner).map(|i| unit(i * 5)).collect();
+            let tensor = |shape: &[usize], values: &[f32]| {
+                let bytes: Vec<_> = values.iter().flat_map(|v| v.to_ne_bytes()).collect();
+                Tensor::from_bytes(b.device, Spec::new(DType::F32, shape).unwrap(), &bytes).unwrap()
+            };
+            let (xt, wt) = (tensor(&[rows, inner], &x), tensor(&[inner, columns], &w));
+            let (gt, bt) = (tensor(&[inner], &gamma), tensor(&[inner], &beta));
+            let norm = Some(FusedNorm { centred, epsilon: 1e-5 });
+            let op = Op::Dense(Dense { activation: Activation::None, norm });
+            let last = centred.then_some(&bt);
+            let got =
+                device.run(&op, &[Some(&xt), Some(&wt), None, None, Some(&gt), last]).unwrap();
+            let got = floats(&device, &got[0]);
+            for r in 0..rows {
+                let row: Vec<f64> = x[r * inner..][..inner].iter().map(|&v| f64::from(v)).collect();
+                let mean = if centred { row.iter().sum::<f64>() / inner as f64 } else { 0.0 };
+                let variance = row.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / inner as f64;
+                let normed = |i: usize| {
+                    let shift = if centred { f64::from(beta[i]) } else { 0.0 };
+                    (row[i] - mean) / (variance + 1e-5).sqrt() * f64::from(gamma[i]) + shift
+                };
+                let (mut off, mut size) = (0.0, 0.0);
+                for c in 0..columns {
+                    let terms = (0..inner).map(|i| normed(i) * f64::from(w[i * columns + c]));
+                    let y: f64 = terms.sum();
+                    off += (f64::from(got[r * columns + c]) - y).powi(2);
+                    size += y * y;
+                }
+                let error = (off / size.max(1e-30)).sqrt();
+                let what = format!("{inner} x {columns}, centred {centred}, row {r}: {error:.1e}");
+                assert!(if r == 7 { error.is_nan() } else { error < 1e-5 }, "{what}");
+            }
+        }
+    }
+}
+
 /// A dense op with a norm of x in it: the op, and the specs of its inputs.
 fn fused_dense(rows: usize, beta: bool) -> (Op, Vec<Option<Spec>>) {
     let norm = Some(FusedNorm { centred: true, epsilon: 1e-5 });
@@ -198,6 +294,11 @@ fn the_gpu_says_what_it_does_and_refuses_what_it_cannot() {
     assert_eq!(explanation.launches, 1);
     let ends = "with the layer norm of x in its prologue";
     assert!(explanation.why.ends_with(ends), "{}", explanation.why);
-    assert_eq!(explain(9).unwrap_err().reason(), "internal");
-    assert_eq!((run_fused(&device, 8), run_fused(&device, 9)), ("none", "internal"));
+    // What a block holds, and in f32 a window's rows.
+    assert_eq!(explain(60).unwrap().variant, "few");
+    assert_eq!(explain(129).unwrap_err().reason(), "internal");
+    assert_eq!(
+        [8, 9, 128, 129].map(|n| run_fused(&device, n)),
+        ["none", "none", "none", "internal"]
+    );
 }

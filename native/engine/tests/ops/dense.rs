@@ -79,6 +79,38 @@ fn shapes() {
     run.finish();
 }
 
+/// Every number of rows of the kernel for few of them in f32, and K shared out over one to eight blocks.
+#[test]
+fn few() {
+    let mut run = Run::new("dense few");
+    let sizes = [4, 12, 16, 48, 60, 64, 68, 124, 128, 132, 260];
+    for m in 9..=128 {
+        let [k, n] = [0; 2].map(|_| *run.rng.pick(&sizes));
+        let activation = *run.rng.pick(&ACTIVATIONS);
+        let options = *run.rng.pick(&BOTH);
+        check(&mut run, DType::F32, &[m], [k, n], activation, options);
+    }
+    for [m, k, n] in [
+        [60, 288, 256],
+        [60, 256, 768],
+        [60, 512, 48],
+        [60, 16, 512],
+        [33, 512, 512],
+        [60, 1024, 132],
+        [128, 512, 256],
+        [9, 2048, 4],
+        [17, 1028, 64],
+        [65, 100, 1000],
+        [127, 252, 36],
+    ] {
+        for options in [[false, false], [true, true]] {
+            let activation = *run.rng.pick(&ACTIVATIONS);
+            check(&mut run, DType::F32, &[m], [k, n], activation, options);
+        }
+    }
+    run.finish();
+}
+
 #[test]
 fn options() {
     let mut run = Run::new("dense options");
@@ -87,6 +119,7 @@ fn options() {
             for options in BOTH {
                 check(&mut run, dtype, &[1], [65, 33], activation, options);
                 check(&mut run, dtype, &[9], [31, 70], activation, options);
+                check(&mut run, dtype, &[18], [144, 72], activation, options);
             }
         }
         for lead in [&[][..], &[3], &[2, 5], &[3, 1, 4], &[2, 3, 2, 2]] {
@@ -113,8 +146,7 @@ fn options() {
 fn extremes() {
     let mut run = Run::new("dense extremes");
     for dtype in NETWORK {
-        for m in [1, 5, 33] {
-            let (k, n) = (37, 41);
+        for (m, k, n) in [(1, 37, 41), (5, 37, 41), (33, 37, 41), (33, 36, 44), (20, 516, 20)] {
             let mut x = run.rng.normal(dtype, &[m, k], 1.0).to_f64();
             // One row for each kind of trouble; the rows beside it are untouched by it.
             for (row, value) in
@@ -137,9 +169,9 @@ fn extremes() {
     }
     // In f32: products of 1e30 and 1e-30, and denormal weights.
     for (a, b) in [(1e30, 1e-30), (1e-30, 1e30), (1.0, 1e-40), (1e-38, 1.0), (1e18, 1e18)] {
-        for m in [1, 6] {
-            let x = run.rng.floats(DType::F32, &[m, 50], |r, _| a * r.uniform(0.5, 1.0));
-            let w = run.rng.floats(DType::F32, &[50, 19], |r, _| b * r.uniform(0.5, 1.0));
+        for (m, k, n) in [(1, 50, 19), (6, 50, 19), (17, 48, 20), (60, 256, 12)] {
+            let x = run.rng.floats(DType::F32, &[m, k], |r, _| a * r.uniform(0.5, 1.0));
+            let w = run.rng.floats(DType::F32, &[k, n], |r, _| b * r.uniform(0.5, 1.0));
             let activation = Activation::None;
             run.check(
                 Op::Dense(Dense { activation, norm: None }),
