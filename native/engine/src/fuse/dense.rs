@@ -124,7 +124,7 @@ mod tests {
     }
 
     fn graph(nodes: Vec<Node>, outputs: &[Ref]) -> Graph {
-        let inputs = vec![Spec::new(DType::F32, &[2, 4]).unwrap(); 2];
+        let inputs = vec![Spec::new(DType::F32, [2, 4]).unwrap(); 2];
         Graph { nodes, inputs, outputs: outputs.to_vec(), next_state: vec![] }
     }
 

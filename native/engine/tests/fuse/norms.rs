@@ -62,7 +62,9 @@ fn recurrent_programs(
                 let rows = if batch == 1 { 1 } else { 8 };
                 let layer = batch <= 8 && (width + second) * rows <= 4096;
                 // The head of a window's rows takes its norm where its rows and w's are whole packs.
-                let packs = dtype == DType::F32 && second % 4 == 0 && HEADS[gates - 3] % 4 == 0;
+                let packs = dtype == DType::F32
+                    && second.is_multiple_of(4)
+                    && HEADS[gates - 3].is_multiple_of(4);
                 let kernels = 5 - usize::from(layer) - usize::from(batch <= 8 || packs);
                 let what = format!("{name} {dtype} batch {batch} width {width}");
                 let state = recurrent_states(&mut b, &graph);
