@@ -2,12 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use super::search::is_constant;
+use super::search::{Search, is_constant, longest};
 use super::{Uses, without};
 use crate::error::Result;
 use crate::op::{Dense, DenseStack, Op};
 use crate::plan::Values;
-use crate::program::{Graph, Node, Ref};
+use crate::program::{Graph, Node};
 use crate::spec::Spec;
 
 /// Makes one node of layers whose weights are parameters, where x of each is what the one before gives, which
@@ -17,7 +17,7 @@ pub(super) fn stacks(
     values: &Values,
     can: impl Fn(&Op, &[Option<&Spec>]) -> bool,
 ) -> Result<Graph> {
-    let search = Search { graph: &graph, uses: Uses::of(&graph) };
+    let search = Search { graph: &graph, values, uses: Uses::of(&graph) };
     let mut nodes = graph.nodes.clone();
     let mut gone = BTreeSet::new();
     let mut taken: BTreeSet<usize> = BTreeSet::new();
@@ -25,17 +25,9 @@ pub(super) fn stacks(
         if taken.contains(&n) {
             continue;
         }
-        let mut row = search.row(n);
-        let node = loop {
-            if row.len() < 2 {
-                break None;
-            }
-            match search.node(&row) {
-                Some(node) if can(&node.op, &values.specs(&node.inputs)?) => break Some(node),
-                _ => row.pop(),
-            };
-        };
-        let (Some(node), Some((&last, inner))) = (node, row.split_last()) else { continue };
+        let found = longest(row(&search, n), values, |row| node(&search, row), &can)?;
+        let Some((node, row)) = found else { continue };
+        let Some((&last, inner)) = row.split_last() else { continue };
         gone.extend(inner);
         taken.extend(&row);
         nodes[last] = node;
@@ -43,60 +35,35 @@ pub(super) fn stacks(
     Ok(without(Graph { nodes, ..graph }, &gone))
 }
 
-struct Search<'a> {
-    graph: &'a Graph,
-    uses: Uses,
+/// What kind of layer a node is, where it is a dense one of parameters.
+fn layer(search: &Search, n: usize) -> Option<Dense> {
+    let &Op::Dense(layer) = search.op(n) else { return None };
+    let constant = |i| search.input(n, i).is_none_or(is_constant);
+    (search.input(n, 1).is_some() && [1, 2, 4, 5].into_iter().all(constant)).then_some(layer)
 }
 
-impl Search<'_> {
-    fn layer(&self, n: usize) -> Option<Dense> {
-        match self.graph.nodes[n].op {
-            Op::Dense(layer) => Some(layer),
-            _ => None,
-        }
-    }
-
-    fn input(&self, n: usize, i: usize) -> Option<Ref> {
-        self.graph.nodes[n].inputs.get(i).copied().flatten()
-    }
-
-    /// The layers from a node on, as far as they go; behind a residual goes none.
-    fn row(&self, first: usize) -> Vec<usize> {
-        let mut row = Vec::new();
-        let mut next = self.fits(first).then_some(first);
-        while let Some(n) = next {
-            row.push(n);
-            next = self.above(n).filter(|_| self.input(n, 3).is_none());
-        }
-        row
-    }
-
-    /// Whether a node is a dense layer of parameters.
-    fn fits(&self, n: usize) -> bool {
-        let constant = |i| self.input(n, i).is_none_or(is_constant);
-        self.layer(n).is_some()
-            && self.input(n, 1).is_some()
-            && [1, 2, 4, 5].into_iter().all(constant)
-    }
-
-    /// The layer that takes this one's result as its x, where nobody else takes it as anything.
-    fn above(&self, n: usize) -> Option<usize> {
-        let value = Ref::Node(n, 0);
-        match self.uses.of_value(value) {
-            &[(reader, 0)] if !self.uses.exported.contains(&value) => {
-                self.fits(reader).then_some(reader)
+/// The layers from a node on, as far as they go; behind a residual goes none.
+fn row(search: &Search, first: usize) -> Vec<usize> {
+    let mut row = Vec::new();
+    let mut next = layer(search, first).map(|_| first);
+    while let Some(n) = next {
+        row.push(n);
+        next = match search.reader(n) {
+            Some((reader, 0)) if search.input(n, 3).is_none() => {
+                layer(search, reader).map(|_| reader)
             }
             _ => None,
-        }
+        };
     }
+    row
+}
 
-    /// The layers as one node in the place of the last.
-    fn node(&self, row: &[usize]) -> Option<Node> {
-        let layers = row.iter().map(|&n| self.layer(n)).collect::<Option<Vec<_>>>()?;
-        let own = row.iter().flat_map(|&n| (1..=DenseStack::EACH).map(move |i| self.input(n, i)));
-        let inputs = std::iter::once(self.input(*row.first()?, 0)).chain(own).collect();
-        Some(Node { op: Op::DenseStack(DenseStack { layers }), inputs })
-    }
+/// The layers as one node in the place of the last.
+fn node(search: &Search, row: &[usize]) -> Option<Node> {
+    let layers = row.iter().map(|&n| layer(search, n)).collect::<Option<Vec<_>>>()?;
+    let own = row.iter().flat_map(|&n| (1..=DenseStack::EACH).map(move |i| search.input(n, i)));
+    let inputs = std::iter::once(search.input(*row.first()?, 0)).chain(own).collect();
+    Some(Node { op: Op::DenseStack(DenseStack { layers }), inputs })
 }
 
 #[cfg(test)]
@@ -105,6 +72,7 @@ mod tests {
 
     use super::*;
     use crate::op::{Activation, FusedNorm};
+    use crate::program::Ref;
     use crate::spec::DType;
     use Ref::{Input, Param};
 

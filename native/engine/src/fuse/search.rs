@@ -53,6 +53,25 @@ pub(super) fn replace(
     Ok(without(Graph { nodes, inputs, outputs, next_state }, &gone))
 }
 
+/// The node that so many of a row's first layers make, as many as the device does in one launch, and these layers; none
+/// where that is less than two.
+pub(super) fn longest<L>(
+    mut row: Vec<L>,
+    values: &Values,
+    node: impl Fn(&[L]) -> Option<Node>,
+    can: impl Fn(&Op, &[Option<&Spec>]) -> bool,
+) -> Result<Option<(Node, Vec<L>)>> {
+    while row.len() >= 2 {
+        match node(&row) {
+            Some(node) if can(&node.op, &values.specs(&node.inputs)?) => {
+                return Ok(Some((node, row)));
+            }
+            _ => row.pop(),
+        };
+    }
+    Ok(None)
+}
+
 /// A dense layer of weights that are parameters.
 pub(super) struct Layer {
     pub activation: Activation,

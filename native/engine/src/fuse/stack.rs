@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::search::longest;
 use super::{Uses, parts, without};
 use crate::error::Result;
 use crate::op::{FusedNorm, Op, Recurrent, RecurrentStack};
@@ -24,17 +25,9 @@ pub(super) fn stacks(
         if taken.contains(&n) {
             continue;
         }
-        let mut row = search.row(n);
-        let node = loop {
-            if row.len() < 2 {
-                break None;
-            }
-            match search.node(&row) {
-                Some(node) if can(&node.op, &values.specs(&node.inputs)?) => break Some(node),
-                _ => row.pop(),
-            };
-        };
-        let (Some(node), Some(&Layer { at: last, .. })) = (node, row.last()) else { continue };
+        let found = longest(search.row(n), values, |row| search.node(row), &can)?;
+        let Some((node, row)) = found else { continue };
+        let Some(&Layer { at: last, .. }) = row.last() else { continue };
         let states = search.states(n);
         for (l, layer) in row.iter().enumerate() {
             let own = (0..states).map(|k| (layer.at, 1 + k, 1 + l * states + k));
